@@ -1,0 +1,141 @@
+"""Fingerprints of objects: equal for equal declarations, in any process.
+
+Pickles are not: they depend on the identity of strings, on the order of sets, and cloudpickle's on more. So an object is
+written by a pickler that sorts sets, ignores string identity, and describes functions by what they do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from asyncdl.errors import InvalidComponentError
+
+
+def reference_of(value: Any) -> str | None:
+    """Return the import path ``"module:qualified.name"`` of a function or class, None where another process has none."""
+    if not isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+        return None
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    if module in {None, "__main__", "__mp_main__"} or "<" in name:
+        return None
+    found: Any = sys.modules.get(str(module))
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value else None
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256, in hexadecimal, of what an object is.
+
+    Raises
+    ------
+    InvalidComponentError
+        The object, or something that it holds, cannot be pickled.
+    """
+    buffer = io.BytesIO()
+    try:
+        _Canonical(buffer).dump(value)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidComponentError(f"{value!r} cannot be stored: {error}") from error
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+class _Canonical(pickle._Pickler):  # type: ignore[name-defined,misc]  # the C pickler's memo cannot be overridden
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=4)
+        self._functions: dict[int, int] = {}
+
+    def memoize(self, obj: Any) -> None:
+        # Two equal strings may or may not be one object: never refer back to one.
+        if not isinstance(obj, (str, bytes)):
+            super().memoize(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        # What is described becomes a call of `tuple`: never made, since a fingerprint is not loaded.
+        if isinstance(obj, types.FunctionType):
+            return self._function(obj)
+        if isinstance(obj, types.ModuleType):
+            return tuple, (("module", obj.__name__),)
+        if isinstance(obj, types.CodeType):
+            return tuple, (("code", *_code(obj)),)
+        if isinstance(obj, types.CellType):
+            return tuple, (("cell", obj.cell_contents),)
+        if isinstance(obj, type) and reference_of(obj) is None and obj.__module__ != "builtins":
+            return self._class(obj)
+        return NotImplemented
+
+    def _function(self, function: types.FunctionType) -> Any:
+        if id(function) in self._functions:  # recursion: by the order of first meeting
+            return tuple, (("again", self._functions[id(function)]),)
+        self._functions[id(function)] = len(self._functions)
+        reference = reference_of(function)
+        if reference is not None:
+            return tuple, (("function", reference, _source(function)),)
+        used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+        closure = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+        parts = (_code(function.__code__), function.__defaults__, function.__kwdefaults__, closure, sorted(used.items()))
+        return tuple, (("function", *parts),)
+
+    def _class(self, cls: type) -> Any:
+        hidden = {"__dict__", "__weakref__", "__module__", "__doc__", "__abstractmethods__", "_abc_impl"}
+        members = sorted((name, value) for name, value in vars(cls).items() if name not in hidden)
+        body = [(name, _unwrapped(value)) for name, value in members]
+        return tuple, (("class", cls.__qualname__, cls.__bases__, body),)
+
+    def save_set(self, obj: Any) -> None:
+        self.save_reduce(tuple, (("set", *sorted(fingerprint(each) for each in obj)),), obj=obj)
+
+    def save_dict(self, obj: dict[Any, Any]) -> None:
+        # Insertion order is not part of what a dict is; keys that do not compare are ordered by their own prints.
+        items = sorted(obj.items(), key=lambda item: (type(item[0]).__name__, _sortable(item[0])))
+        self.save_reduce(tuple, (("dict", *(part for item in items for part in item)),), obj=obj)
+
+    dispatch = {**pickle._Pickler.dispatch, set: save_set, frozenset: save_set, dict: save_dict}  # type: ignore[attr-defined]  # noqa: RUF012
+
+
+def _sortable(key: Any) -> str:
+    return key if isinstance(key, str) else fingerprint(key)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _unwrapped(member: Any) -> Any:
+    if isinstance(member, (staticmethod, classmethod)):
+        return member.__func__
+    if isinstance(member, property):
+        return [member.fget, member.fset, member.fdel]
+    if isinstance(member, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+        return member.__name__
+    return member
+
+
+def _code(code: types.CodeType) -> tuple[Any, ...]:
+    constants = tuple(("code", *_code(each)) if isinstance(each, types.CodeType) else each for each in code.co_consts)
+    return (code.co_code, constants, code.co_names, code.co_varnames, code.co_freevars, code.co_flags)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _names(each)
+
+
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # built in, or its file is gone
+        return ""

@@ -1,0 +1,126 @@
+"""Models: functions from values to values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from asyncdl.components.component import Component
+from asyncdl.compute.base import Placement
+from asyncdl.errors import InvalidComponentError
+
+Key = str | tuple[str, ...] | Mapping[str, str]
+"""Which columns are a model's input: one (passed as it is), several (positional), or parameter to column (by keyword)."""
+
+Signature = Literal["single", "args", "kwargs"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Component):
+    """A function, coroutine function or callable object, applied to one input at a time or to a batch.
+
+    Parameters
+    ----------
+    object
+        What is called. An object that is not callable but has a ``predict`` (a scikit-learn estimator) is called by
+        it, in batches.
+    datatype
+        The outputs' datatype (`asyncdl.datatypes`, or a `Datatype`); None: inferred from the first outputs.
+    batch
+        Whether one call takes a list of inputs and returns as many outputs. Default: False, True for estimators.
+    method
+        The object's method to call; empty: the object itself.
+    kwargs
+        Further keyword arguments of each call.
+    on
+        ``"thread"`` or ``"process"`` for plain functions. Coroutine functions run on the event loop.
+    max_concurrency
+        Calls of a coroutine function under way at once.
+    timeout
+        Seconds for one call of a coroutine function, or for one batch of a plain one.
+    retries
+        Further attempts after a failure, of one row where rows are called one by one.
+    """
+
+    type_id: ClassVar[str] = "model"
+
+    object: Any = field(metadata={"blob": True})
+    datatype: Any = field(default=None, kw_only=True)
+    batch: bool | None = field(default=None, kw_only=True)
+    method: str | None = field(default=None, kw_only=True)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    on: Literal["thread", "process"] = field(default="thread", kw_only=True)
+    max_concurrency: int = field(default=100, kw_only=True)
+    timeout: float | None = field(default=None, kw_only=True)
+    retries: int = field(default=0, kw_only=True)
+
+    def check(self) -> None:
+        """Raise `InvalidComponentError` when the object cannot be called as declared."""
+        target = self.target
+        if not callable(target):
+            what = f"its method {self.called!r}" if self.called else "the object"
+            raise InvalidComponentError(f"{self}: {what} is not callable: {target!r}")
+        if self.on not in {"thread", "process"}:
+            raise InvalidComponentError(f"{self}: on is {self.on!r}; it can be 'thread' or 'process'")
+        if self.max_concurrency < 1 or self.retries < 0 or (self.timeout is not None and self.timeout <= 0):
+            raise InvalidComponentError(f"{self}: max_concurrency and timeout must be positive, retries not negative")
+
+    @property
+    def is_estimator(self) -> bool:
+        """Whether the object is called by its ``predict``."""
+        return not callable(self.object) and callable(getattr(self.object, "predict", None))
+
+    @property
+    def called(self) -> str:
+        """The method that is called; empty: the object itself."""
+        if self.method is not None:
+            return self.method
+        return "predict" if self.is_estimator else ""
+
+    @property
+    def batched(self) -> bool:
+        """Whether one call takes a list of inputs."""
+        return self.is_estimator if self.batch is None else self.batch
+
+    @property
+    def target(self) -> Any:
+        """What is called in the end; None where the object has no such method."""
+        return getattr(self.object, self.called, None) if self.called else self.object
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs."""
+        target = self.target
+        is_async = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+        return "loop" if is_async else self.on
+
+    def check_key(self, key: Key) -> None:
+        """Raise `InvalidComponentError` when the object cannot be called with the columns of a key."""
+        try:
+            signature = inspect.signature(self.target)
+        except (TypeError, ValueError):  # builtins without a signature
+            return
+        try:
+            if isinstance(key, Mapping) and not self.batched:
+                signature.bind(**dict.fromkeys(key), **self.kwargs)
+            else:
+                count = len(key) if isinstance(key, tuple) and not self.batched else 1
+                signature.bind(*[None] * count, **self.kwargs)
+        except TypeError as error:
+            raise InvalidComponentError(f"{self}: the key {key!r} does not fit its signature {signature}: {error}") from error
+
+
+def signature_of(key: Key) -> Signature:
+    """Return how one input with this key is passed."""
+    if isinstance(key, str):
+        return "single"
+    return "kwargs" if isinstance(key, Mapping) else "args"
+
+
+def columns_of(key: Key) -> tuple[str, ...]:
+    """Return the columns of a key, in the order in which they are read."""
+    if isinstance(key, str):
+        return (key,)
+    return tuple(key.values()) if isinstance(key, Mapping) else tuple(key)

@@ -1,0 +1,303 @@
+"""The registry: declared components and installed ones, between the Datalayer and the stores."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import cloudpickle
+import msgspec
+
+from asyncdl.artifact_store.base import ArtifactStore
+from asyncdl.components.component import Component
+from asyncdl.components.datatype import Datatype
+from asyncdl.components.declaration import Declaration, blobs_of, declare, resolve, restore, unpickle
+from asyncdl.components.model import Model, signature_of
+from asyncdl.compute.base import ModelCall
+from asyncdl.databackend.base import OutputTable
+from asyncdl.datatypes import Datatypes
+from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, ModelError
+from asyncdl.metadata.base import ComponentRecord, MetadataStore
+
+Identity = tuple[str, str]
+"""A component's type and identifier."""
+
+
+@dataclass(frozen=True)
+class ListenerState:
+    """What is known of an installed listener without decoding it; JSON in its record's ``state``."""
+
+    output: OutputTable
+    root: str
+    tables: Collection[str]
+    listeners: Collection[str]
+    active: bool = True
+
+    def dumps(self) -> str:
+        """Return it as JSON."""
+        plain = asdict(self)
+        plain["tables"], plain["listeners"] = sorted(self.tables), sorted(self.listeners)
+        return msgspec.json.encode(plain, order="sorted").decode()
+
+    @classmethod
+    def loads(cls, text: str) -> ListenerState:
+        """Return it from JSON."""
+        plain = msgspec.json.decode(text)
+        output = plain.pop("output")
+        output["root"] = tuple(output["root"])
+        return cls(output=OutputTable(**output), **plain)
+
+
+@dataclass
+class Prepared:
+    """A declared component, ready to be compared with what is installed."""
+
+    component: Component
+    declaration: Declaration
+    children: list[Identity] = field(default_factory=list)
+
+    @property
+    def identity(self) -> Identity:
+        """Its type and identifier."""
+        return self.component.type_id, self.component.identifier
+
+
+class Registry:
+    """Finds, encodes and decodes components.
+
+    Parameters
+    ----------
+    allow_pickle
+        Whether pickled objects may be decoded.
+    """
+
+    def __init__(
+        self, metadata: MetadataStore, artifact_store: ArtifactStore, datatypes: Datatypes, *, allow_pickle: bool
+    ) -> None:
+        self.metadata = metadata
+        self.artifact_store = artifact_store
+        self.datatypes = datatypes
+        self.allow_pickle = allow_pickle
+        self._loaded: dict[str, Component] = {}
+
+    # declared components
+
+    async def prepare(self, component: Component) -> list[Prepared]:
+        """Encode a component and all that it holds, those that are held first.
+
+        Raises
+        ------
+        InvalidComponentError
+            Two different ones have one name, or something cannot be stored.
+        """
+        ordered: list[Component] = []
+        _collect(component, ordered, ())
+        prepared: dict[Identity, Prepared] = {}
+        for each in ordered:
+            children = list(dict.fromkeys((child.type_id, child.identifier) for child in each.children()))
+            prints = {identity: prepared[identity].declaration.fingerprint for identity in children}
+            declaration = await asyncio.to_thread(declare, each, prints)
+            found = prepared.get((each.type_id, each.identifier))
+            if found is not None and found.declaration.fingerprint != declaration.fingerprint:
+                raise InvalidComponentError(f"{component} holds two different components that are both {each}")
+            prepared[each.type_id, each.identifier] = Prepared(each, declaration, children)
+        return _upstream_first(list(prepared.values()))
+
+    def register(self, component: Component) -> None:
+        """Make a datatype known to the databackend."""
+        if isinstance(component, Datatype):
+            self.datatypes.register(component.identifier, component.encoder, component.decoder)
+
+    # installed components
+
+    async def newest(self, type_id: str, identifier: str) -> ComponentRecord | None:
+        """Return the record of the newest version, None if there is none."""
+        found = await self.metadata.components(type_id=type_id, identifier=identifier)
+        return found[-1] if found else None
+
+    async def find(self, type_id: str, identifier: str, version: int | None = None) -> ComponentRecord:
+        """Return a record; ``version`` None or -1: the newest.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is none; the message names what there is.
+        """
+        found = await self.metadata.components(type_id=type_id, identifier=identifier)
+        if not found:
+            raise ComponentNotFoundError(await self._not_found(type_id, identifier))
+        if version is None or version == -1:
+            return found[-1]
+        for record in found:
+            if record.version == version:
+                return record
+        versions = ", ".join(str(record.version) for record in found)
+        raise ComponentNotFoundError(f"{type_id} {identifier!r} has no version {version}; it has {versions}")
+
+    async def _not_found(self, type_id: str, identifier: str) -> str:
+        records = await self.metadata.components()
+        types = sorted({record.type_id for record in records})
+        if type_id not in types:
+            known = ", ".join(types) if types else "nothing"
+            return f"no {type_id} {identifier!r} is installed, nor any other {type_id} (there is: {known})"
+        names = sorted({record.identifier for record in records if record.type_id == type_id})
+        near = difflib.get_close_matches(identifier, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f" (there is: {', '.join(names[:20])})"
+        return f"no {type_id} {identifier!r} is installed{hint}"
+
+    async def load(self, record: ComponentRecord) -> Component:
+        """Return an installed component, with all that it holds."""
+        found = self._loaded.get(record.uuid)
+        if found is not None:
+            return found
+        data = msgspec.json.decode(record.data)
+        children: dict[Identity, Component] = {}
+        if data["children"]:
+            records = {each.uuid: each for each in await self.metadata.components(uuids=list(data["children"].values()))}
+            for name, uuid in data["children"].items():
+                type_id, _, identifier = name.partition("/")
+                children[type_id, identifier] = await self.load(records[uuid])
+        blobs = {sha256: await self.artifact_store.get(sha256) for sha256 in blobs_of(data["fields"])}
+        component = await asyncio.to_thread(
+            restore,
+            record.type_id,
+            record.identifier,
+            data["fields"],
+            blobs,
+            children,
+            allow_pickle=self.allow_pickle,
+            version=record.version,
+            uuid=record.uuid,
+        )
+        self.register(component)
+        self._loaded[record.uuid] = component
+        return component
+
+    def forget(self, uuid: str) -> None:
+        """Drop a component that was loaded."""
+        self._loaded.pop(uuid, None)
+
+    # listeners
+
+    async def listeners(self) -> dict[str, tuple[ComponentRecord, ListenerState]]:
+        """Return the newest version of every listener, by identifier."""
+        return {
+            record.identifier: (record, ListenerState.loads(record.state))
+            for record in await self.metadata.components(type_id="listener")
+        }
+
+    async def outputs(self, identifiers: Iterable[str]) -> dict[str, OutputTable]:
+        """Return where listeners' outputs are to be read: those of the newest version that is complete, if one is.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is no such listener.
+        """
+        found: dict[str, OutputTable] = {}
+        for identifier in identifiers:
+            records = await self.metadata.components(type_id="listener", identifier=identifier)
+            if not records:
+                raise ComponentNotFoundError(await self._not_found("listener", identifier))
+            ready = [record for record in records if record.status == "ready"]
+            found[identifier] = ListenerState.loads((ready or records)[-1].state).output
+        return found
+
+    # models
+
+    def call(self, model: Model, record: ComponentRecord, key: Any = "") -> ModelCall:
+        """Return how a worker calls an installed model for inputs of this key."""
+        source = msgspec.json.decode(record.data)["fields"]["object"]
+        return ModelCall(
+            uuid=record.uuid,
+            artifact=source["v"] if source["$"] == "artifact" else None,
+            reference=source["v"] if source["$"] == "reference" else None,
+            method=model.called,
+            batch=model.batched,
+            signature=signature_of(key),
+            kwargs=dict(model.kwargs),
+            placement=model.placement,
+            max_concurrency=model.max_concurrency,
+            timeout=model.timeout,
+            retries=model.retries,
+        )
+
+
+class ArtifactModelLoader:
+    """Finds models' objects for the compute backend: by import path, or in the artifact store."""
+
+    def __init__(self, artifact_store: ArtifactStore, *, allow_pickle: bool) -> None:
+        self._artifact_store = artifact_store
+        self._allow_pickle = allow_pickle
+
+    async def __call__(self, call: ModelCall) -> Any:
+        """Return the live object."""
+        if call.reference is not None:
+            return await asyncio.to_thread(resolve, call.reference)
+        data = await self.payload(call)
+        return await asyncio.to_thread(unpickle, data, allow_pickle=self._allow_pickle)
+
+    async def payload(self, call: ModelCall) -> bytes:
+        """Return the object pickled."""
+        if call.artifact is not None:
+            return await self._artifact_store.get(call.artifact)
+        if call.reference is None:
+            raise ModelError(f"model {call.uuid} has neither an artifact nor an import path")
+        return bytes(cloudpickle.dumps(await self(call)))
+
+
+def _collect(component: Component, ordered: list[Component], path: tuple[int, ...]) -> None:
+    if id(component) in path:
+        raise InvalidComponentError(f"{component} holds itself: a cycle")
+    for child in component.children():
+        _collect(child, ordered, (*path, id(component)))
+    if not any(each is component for each in ordered):
+        ordered.append(component)
+
+
+def _upstream_first(prepared: list[Prepared]) -> list[Prepared]:
+    """Order components such that listeners come after those whose outputs they read, and all after what they hold.
+
+    Raises
+    ------
+    InvalidComponentError
+        Listeners read each other's outputs in a circle.
+    """
+    by_identity = {each.identity: each for each in prepared}
+    ordered: dict[Identity, Prepared] = {}
+    under_way: list[Identity] = []
+
+    def visit(each: Prepared) -> None:
+        if each.identity in ordered:
+            return
+        if each.identity in under_way:
+            circle = " → ".join(identifier for _, identifier in [*under_way[under_way.index(each.identity) :], each.identity])
+            raise InvalidComponentError(f"these listeners read each other's outputs in a cycle: {circle}")
+        under_way.append(each.identity)
+        upstream = [("listener", identifier) for identifier in sorted(each.component.listeners())]
+        # tables and datatypes before what may use them by name
+        named = [other.identity for other in prepared if other.identity[0] in {"table", "datatype"}]
+        first = [] if each.identity[0] in {"table", "datatype"} else named
+        for identity in [*first, *each.children, *upstream]:
+            if identity in by_identity:
+                visit(by_identity[identity])
+        under_way.pop()
+        ordered[each.identity] = each
+
+    for each in prepared:
+        visit(each)
+    return list(ordered.values())
+
+
+def with_datatype(state: ListenerState, datatype: str) -> ListenerState:
+    """Return a listener's state with its outputs' datatype known."""
+    return replace(state, output=replace(state.output, datatype=datatype))
+
+
+def encode_data(fields: Mapping[str, Any], children: Mapping[Identity, str]) -> str:
+    """Return a component record's ``data``."""
+    named = {f"{type_id}/{identifier}": uuid for (type_id, identifier), uuid in children.items()}
+    return msgspec.json.encode({"fields": fields, "children": named}, order="sorted").decode()

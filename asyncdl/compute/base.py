@@ -1,0 +1,148 @@
+"""Compute: where models run.
+
+A `ModelTask` is small and picklable: it names a model, and carries one batch. A worker (a thread, a process, a Dask
+worker) loads the model through a `ModelLoader` once and keeps it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Placement = Literal["loop", "thread", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """What a model's failure on one row leaves: it stands in the batch's outputs where the output would."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """How a model's object is called.
+
+    Parameters
+    ----------
+    uuid
+        The model component's: the name under which a worker keeps the loaded object.
+    artifact
+        SHA-256 of the pickled object, or None where `reference` finds it.
+    reference
+        An import path, ``"package.module:qualified.name"``, or None.
+    method
+        The object's method to call; empty: the object itself.
+    batch
+        Whether one call takes a list of inputs and returns as many outputs, or a single input.
+    signature
+        How one input is passed: ``"single"`` (one positional argument), ``"args"`` (``*input``), ``"kwargs"``
+        (``**input``).
+    kwargs
+        Further keyword arguments of every call.
+    placement
+        ``"loop"`` for a coroutine function, else ``"thread"`` or ``"process"``.
+    max_concurrency
+        Calls under way at once on the loop, for this model (``"loop"`` only).
+    timeout
+        Seconds for one call on the loop, or for one batch elsewhere; None: no limit.
+    retries, backoff
+        Further attempts of one row (on the loop) after a failure, and seconds before the first of them, doubled for each.
+    """
+
+    uuid: str
+    artifact: str | None = None
+    reference: str | None = None
+    method: str = ""
+    batch: bool = False
+    signature: Literal["single", "args", "kwargs"] = "single"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    placement: Placement = "thread"
+    max_concurrency: int = 100
+    timeout: float | None = None
+    retries: int = 0
+    backoff: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTask:
+    """One batch for one model.
+
+    Parameters
+    ----------
+    key
+        Unique among all tasks; Dask takes it as its own.
+    call
+        The model.
+    inputs
+        The batch: each element one input, of the form that the call's ``signature`` says.
+    """
+
+    key: str
+    call: ModelCall
+    inputs: Sequence[Any]
+
+
+class ModelLoader(Protocol):
+    """Finds a model's object; the compute backend keeps what it returns, by ``call.uuid``."""
+
+    async def __call__(self, call: ModelCall) -> Any:
+        """Return the live object."""
+
+    async def payload(self, call: ModelCall) -> bytes:
+        """Return the object pickled (cloudpickle), for another process."""
+
+
+class ComputeFuture(ABC):
+    """A task under way: await it for its outputs, one for each input, a `RowError` where the model failed on one.
+
+    A failure of the whole batch raises: a lost worker, a timeout, a model that cannot be loaded (`ModelError`), a batch
+    model that returned another number of outputs than it got inputs (`ModelOutputError`).
+    """
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        """Wait for the outputs. Cancelling the wait does not cancel the task."""
+
+    @abstractmethod
+    def cancel(self) -> bool:
+        """Ask the task to stop; return whether it had not finished.
+
+        What has not started never starts; what runs is asked to stop where that is possible, and its result is dropped:
+        awaiting it raises `asyncio.CancelledError`.
+        """
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Return whether it has finished, failed or been cancelled."""
+
+
+class ComputeBackend(ABC):
+    """Runs tasks; bounded in what it runs at once."""
+
+    url: str
+
+    @abstractmethod
+    async def open(self, loader: ModelLoader) -> None:
+        """Start what is needed."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancel what is queued, wait for what runs on the loop to stop, and leave no thread or process of ours."""
+
+    @abstractmethod
+    def submit(self, task: ModelTask) -> ComputeFuture:
+        """Start a task as soon as there is room; never blocks."""
+
+    @abstractmethod
+    def forget(self, uuid: str) -> None:
+        """Drop a model's object that was loaded under this uuid, everywhere."""
+
+    @property
+    @abstractmethod
+    def parallelism(self) -> int:
+        """How many batches are worth having under way at once."""

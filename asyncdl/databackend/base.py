@@ -1,0 +1,348 @@
+"""The databackend: the user's rows, and the model outputs beside them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Key = Any
+"""A row's primary key: a scalar, or a tuple of them where the key is composite."""
+
+Row = tuple[Any, ...]
+
+MISSING_KEY = "id"
+"""The primary key column of a table that asyncdl makes and that was given no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """The columns of a table.
+
+    Parameters
+    ----------
+    name
+        The table.
+    columns
+        Column name to datatype (`asyncdl.datatypes`: ``"int64"``, ``"string"``, ``"vector(float32, 384)"``, ...).
+    primary_key
+        The columns that identify a row; empty: rows cannot be identified, so listeners cannot be installed.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    primary_key: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTable:
+    """Where a listener's outputs are: one row for each source row (for each element of a list, with ``flatten``).
+
+    The stored columns are the key columns, then ``position`` with ``flatten``, ``value``, ``_as_of`` (the position in the
+    event log up to which the source was known when it was read) and ``_error`` (null, or the JSON of a `RowError`).
+
+    A row with an ``_error`` is no output: it says that the source row was tried. With ``flatten``, a source row that gave
+    no elements, or an error, has one row at position -1.
+
+    Parameters
+    ----------
+    name
+        The physical table's name.
+    identifier
+        The listener's identifier, by which queries name the value: ``docs.outputs("length")`` has a column ``length``.
+    root
+        The primary key columns of the table that the chain of listeners starts from.
+    key
+        Column name to datatype of the listener's select's key: ``root``, then a position for each flattened listener
+        that the select goes through (``"chunks_position": "int64"``).
+    datatype
+        The value's datatype; None until the first output has been written: then there is no physical table yet.
+    flatten
+        Whether the model returns a list for each row, whose elements are the outputs.
+    """
+
+    name: str
+    identifier: str
+    root: tuple[str, ...]
+    key: Mapping[str, str]
+    datatype: str | None
+    flatten: bool = False
+
+    @property
+    def position(self) -> str:
+        """The column that numbers a flattened listener's elements in queries."""
+        return f"{self.identifier}_position"
+
+    @property
+    def output_key(self) -> dict[str, str]:
+        """The key columns of the outputs themselves, as queries see them: with the own position, if flattened."""
+        own = {self.position: "int64"} if self.flatten else {}
+        return {**self.key, **own}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One source row's result.
+
+    Parameters
+    ----------
+    key
+        The values of the select's key columns.
+    value
+        What the model returned (with ``flatten``: the list); ignored when there is an error.
+    error
+        JSON of a `RowError`, or None.
+    """
+
+    key: Row
+    value: Any
+    error: str | None = None
+
+
+class Catalog(Protocol):
+    """What a query needs in order to be built: the schemas of what it names. Loaded beforehand, so building is pure."""
+
+    def table(self, name: str) -> Any:
+        """Return the backend's expression for a table; raises `TableNotFoundError`."""
+
+    def primary_key(self, name: str) -> tuple[str, ...]:
+        """Return a table's primary key columns."""
+
+    def outputs(self, identifier: str) -> OutputTable:
+        """Return a listener's output table; raises `ComponentNotFoundError`."""
+
+    def outputs_table(self, identifier: str) -> Any | None:
+        """Return the backend's expression for it, None while there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A query's expression in the backend's own language, and the columns that identify its rows (empty: none do)."""
+
+    expression: Any
+    key: tuple[str, ...]
+
+
+class ReadQuery(Protocol):
+    """What a databackend needs of a query."""
+
+    def tables(self) -> frozenset[str]:
+        """Return the tables that it reads."""
+
+    def listeners(self) -> frozenset[str]:
+        """Return the identifiers of the listeners whose outputs it reads."""
+
+    def root(self) -> str:
+        """Return the table that it starts from."""
+
+    def build(self, catalog: Catalog) -> Built:
+        """Return the backend's own expression; raises `QueryError` and its kin."""
+
+
+WriteKind = Literal["insert", "upsert", "update", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """One write, as the query asks for it.
+
+    Parameters
+    ----------
+    kind
+        What is done. An upsert replaces the columns that its rows name.
+    table
+        Where.
+    rows
+        The rows of an insert or upsert.
+    changes
+        The values of an update: literals, or queries of one column over the same table.
+    where
+        The rows that an update or delete concerns, as a query over the table; None: all.
+    """
+
+    kind: WriteKind
+    table: str
+    rows: Sequence[Mapping[str, Any]] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    where: ReadQuery | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did: the primary keys of the rows it inserted, changed or deleted.
+
+    ``created`` is the schema of the table if this write made it. An upsert's ids are divided into those ``inserted`` and
+    the rest, as far as the backend can tell; otherwise all are in ``ids`` alone.
+    """
+
+    ids: list[Key]
+    created: TableSchema | None = None
+
+
+class Transaction(Protocol):
+    """A transaction that several stores on one database can take part in."""
+
+
+class DataBackend(ABC):
+    """The user's database.
+
+    Every method that writes takes a transaction from `transaction`, and none commits it: the Datalayer does, together
+    with the events about it where the metadata store is in the same database. What is queued on a transaction may fail as
+    late as its commit.
+    """
+
+    url: str
+    """Where it is, without a password: fit for messages."""
+
+    language: Literal["ibis", "mongodb"]
+    """What its queries are written in."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what `open` opened; closing twice is allowed."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """Begin a transaction; at the end of the block it is committed, by an exception rolled back."""
+
+    # tables
+
+    @abstractmethod
+    async def tables(self) -> list[str]:
+        """Return the names of the user's tables, sorted; asyncdl's own are left out."""
+
+    @abstractmethod
+    async def schema(self, table: str) -> TableSchema | None:
+        """Return a table's schema, None when there is no such table. Cheap: kept until something here changes it."""
+
+    @abstractmethod
+    async def create_table(self, schema: TableSchema, tx: Any) -> None:
+        """Create a table, if there is none of that name."""
+
+    @abstractmethod
+    async def drop_table(self, name: str, tx: Any) -> None:
+        """Drop a table, if there is one."""
+
+    # the user's queries
+
+    @abstractmethod
+    async def check(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> TableSchema:
+        """Compile a query without running it and return its columns and key.
+
+        Raises
+        ------
+        TableNotFoundError, UnknownColumnError, QueryError
+        """
+
+    @abstractmethod
+    def read(
+        self, query: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int = 1000
+    ) -> AsyncIterator[tuple[tuple[str, ...], list[Row]]]:
+        """Run a query and yield its column names with at most ``size`` rows at a time, at least once (perhaps empty).
+
+        Values are Python's own, exactly as they were written. A query that is a scalar has one column and row.
+        """
+
+    @abstractmethod
+    async def write(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: Any) -> Written:
+        """Insert, upsert, update or delete; a table that is missing is made from the rows.
+
+        Rows without a primary key get one (time-ordered UUIDs in a table that asyncdl made).
+
+        Raises
+        ------
+        TableNotFoundError, UnknownColumnError, InvalidRowError, DatatypeError, DuplicateKeyError, ConstraintError
+            The latter two as late as the transaction's commit.
+        """
+
+    # a listener's work
+
+    @abstractmethod
+    async def scan(
+        self,
+        select: ReadQuery,
+        outputs: Mapping[str, OutputTable],
+        columns: Sequence[str],
+        *,
+        after: Row | None,
+        limit: int,
+        missing: OutputTable | None,
+    ) -> list[Row]:
+        """Return the next rows of a select in the order of its key: key columns first, then ``columns``.
+
+        Parameters
+        ----------
+        after
+            The key of the last row of the page before; None: from the start.
+        missing
+            Only the rows that have neither output nor error there.
+        """
+
+    @abstractmethod
+    async def fetch(
+        self, select: ReadQuery, outputs: Mapping[str, OutputTable], columns: Sequence[str], ids: Sequence[Key]
+    ) -> list[Row]:
+        """Return a select's rows that come from these rows of its root table: key columns first, then ``columns``."""
+
+    @abstractmethod
+    async def count_missing(
+        self, select: ReadQuery, outputs: Mapping[str, OutputTable], missing: OutputTable | None
+    ) -> int:
+        """Return how many rows `scan` would yield in all."""
+
+    @abstractmethod
+    async def create_outputs(self, table: OutputTable, tx: Any) -> None:
+        """Create an output table whose datatype is known, if there is none of that name."""
+
+    @abstractmethod
+    async def drop_outputs(self, table: OutputTable, tx: Any) -> None:
+        """Drop an output table, if there is one."""
+
+    @abstractmethod
+    async def put_outputs(
+        self, table: OutputTable, results: Sequence[Output], *, as_of: int, replaced: Sequence[Key] | None, tx: Any
+    ) -> None:
+        """Write outputs; one that is there with a larger ``_as_of`` is left as it is.
+
+        Parameters
+        ----------
+        replaced
+            Ids of root rows of which ``results`` are all the outputs: others that they have here are deleted (where their
+            ``_as_of`` is not larger). None: nothing is deleted.
+        """
+
+    @abstractmethod
+    def encode_error(self, table: OutputTable, value: Any) -> Exception | None:
+        """Return why a value cannot be stored in an output table, None if it can."""
+
+    @abstractmethod
+    async def sweep(
+        self,
+        select: ReadQuery,
+        outputs: Mapping[str, OutputTable],
+        table: OutputTable,
+        *,
+        ids: Sequence[Key] | None,
+        tx: Any,
+    ) -> list[Key]:
+        """Delete the outputs whose source row the select no longer has; return the ids of their root rows.
+
+        Parameters
+        ----------
+        ids
+            Look only at the outputs of these root rows; None: at all.
+        """
+
+    @abstractmethod
+    async def current(self, table: OutputTable, ids: Sequence[Key], as_of: int) -> set[Key]:
+        """Return those of these root ids whose outputs are all of ``as_of`` or later; one without outputs is not."""
+
+    @abstractmethod
+    async def failed(self, table: OutputTable, *, limit: int = 1000) -> list[tuple[Key, str]]:
+        """Return the root ids and errors (JSON of `RowError`) of source rows that the model failed on."""

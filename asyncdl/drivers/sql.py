@@ -1,0 +1,164 @@
+"""SQL databases: what the metadata store and the databackend share when both are one database.
+
+A `Statement` is compiled SQL with positional parameters. A database runs statements; a transaction runs them
+together. The stores build statements and never see a connection.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from asyncdl.errors import AsyncDLError, ConflictError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Executable
+    from sqlalchemy.engine import Dialect
+
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One compiled SQL statement with its positional parameters.
+
+    Parameters
+    ----------
+    sql
+        The text, in the driver's own parameter style.
+    params
+        One tuple of parameters; with ``many``, a sequence of them, run as one ``executemany``.
+    many
+        Whether ``params`` holds many parameter tuples.
+    fetch
+        Whether the statement returns rows (a select, or a write with ``RETURNING``).
+    expect
+        The condition: this many rows must be affected (or returned, with ``fetch``), or the transaction fails with
+        `asyncdl.errors.ConflictError`. None: any number.
+    conflict, error
+        The message and the type of that error.
+    """
+
+    sql: str
+    params: Sequence[Any] = ()
+    many: bool = False
+    fetch: bool = False
+    expect: int | None = None
+    conflict: str = "a condition of the commit did not hold"
+    error: type[AsyncDLError] = ConflictError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a statement did: how many rows it affected, and those that it returned."""
+
+    rowcount: int
+    rows: list[Row]
+
+    def check(self, statement: Statement) -> Outcome:
+        """Raise the statement's error unless the statement's condition held."""
+        if statement.expect is not None:
+            found = len(self.rows) if statement.fetch else self.rowcount
+            if found != statement.expect:
+                raise statement.error(statement.conflict)
+        return self
+
+
+class SQLTransaction(ABC):
+    """A transaction in progress.
+
+    `defer` queues statements whose outcome is not needed; they run, in order, before whatever runs next. So a write and
+    the events about it become one round trip.
+    """
+
+    def __init__(self, database: SQLDatabase) -> None:
+        self.database = database
+        self._deferred: list[Statement] = []
+
+    def defer(self, *statements: Statement) -> None:
+        """Queue statements to run before the next `run` or `commit`."""
+        self._deferred.extend(statements)
+
+    @abstractmethod
+    async def run(self, *statements: Statement) -> list[Outcome]:
+        """Run the deferred statements, then these, and return the outcomes of these."""
+
+    @abstractmethod
+    async def commit(self, *statements: Statement) -> list[Outcome]:
+        """Run the deferred statements, then these, then commit; return the outcomes of these.
+
+        The transaction is finished afterwards, also if this raises: then nothing of it was applied.
+        """
+
+
+class SQLDatabase(ABC):
+    """A pool of connections to one SQL database.
+
+    Note for implementers: `transaction` must take the write lock at its start where the database has only one
+    (SQLite: ``BEGIN IMMEDIATE``), or concurrent read-modify-writes are lost.
+    """
+
+    url: str
+    """Where it is, without a password: fit for messages."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {}
+
+    @property
+    @abstractmethod
+    def dialect(self) -> Dialect:
+        """SQLAlchemy's dialect, for compiling."""
+
+    @property
+    def paramstyle(self) -> str:
+        """The driver's DB-API parameter style."""
+        return str(self.dialect.paramstyle)
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect; opening twice is counted, and closed by as many `aclose`."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close every connection once the last opener has closed."""
+
+    @abstractmethod
+    async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run one reading statement outside any transaction and return all its rows."""
+
+    @abstractmethod
+    def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
+        """Run one reading statement and yield its rows in lists of at most ``size``, holding no more than one of them."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[SQLTransaction]:
+        """Begin a transaction; it is committed at the end of the block, rolled back by an exception."""
+
+    @abstractmethod
+    async def version(self) -> int:
+        """Return a number that changes when another connection has committed, as cheaply as the database can tell."""
+
+    async def write(self, *statements: Statement) -> list[Outcome]:
+        """Run statements in one transaction of their own."""
+        async with self.transaction() as tx:
+            return await tx.commit(*statements)
+
+    def statement(
+        self, name: str, build: Callable[[], Executable], values: dict[str, Any], **options: Any
+    ) -> Statement:
+        """Build and compile a SQLAlchemy construct, once for each ``name``, and fill in its named bind parameters.
+
+        Values pass to the driver as they are: no bind processing happens.
+        """
+        found = self._compiled.get(name)
+        if found is None:
+            found = self._compiled[name] = self._compile(build())
+        sql, defaults, names = found
+        return Statement(sql, tuple(values[key] if key in values else defaults[key] for key in names), **options)
+
+    def _compile(self, construct: Executable) -> tuple[str, Mapping[str, Any], tuple[str, ...]]:
+        compiled = construct.compile(dialect=self.dialect)  # type: ignore[attr-defined]
+        return str(compiled), dict(compiled.params), tuple(compiled.positiontup or ())

@@ -1,0 +1,175 @@
+"""Every error that asyncdl raises.
+
+::
+
+    AsyncDLError
+    ├── ConfigurationError (ValueError)
+    │   ├── UnknownSchemeError
+    │   └── MissingDependencyError (ImportError)
+    ├── ClosedError (RuntimeError)
+    ├── InvalidIdentifierError (ValueError)
+    ├── ComponentError
+    │   ├── ComponentNotFoundError (LookupError)
+    │   ├── ComponentInUseError
+    │   ├── InvalidComponentError (ValueError)
+    │   └── UnknownComponentTypeError (LookupError)
+    ├── QueryError (ValueError)
+    │   ├── TableNotFoundError (LookupError)
+    │   ├── UnknownColumnError (LookupError)
+    │   └── InvalidRowError
+    ├── DatatypeError (TypeError)
+    ├── ModelError
+    │   └── ModelOutputError (ValueError)
+    ├── ArtifactError
+    │   ├── ArtifactNotFoundError (LookupError)
+    │   ├── ArtifactCorruptError
+    │   └── UntrustedArtifactError (PermissionError)
+    ├── JobError
+    │   ├── JobNotFoundError (LookupError)
+    │   ├── JobFailedError
+    │   └── JobCancelledError
+    └── StoreError
+        ├── StoreUnavailableError (ConnectionError)
+        ├── StoreTimeoutError (TimeoutError)
+        ├── ConflictError
+        │   └── LeaseLostError
+        └── ConstraintError
+            └── DuplicateKeyError
+
+Each also derives from the builtin named behind it. An exception of a driver is translated where the driver is called
+(`asyncdl.drivers`), with the original as its ``__cause__``.
+"""
+
+from __future__ import annotations
+
+
+class AsyncDLError(Exception):
+    """Base of every error that asyncdl raises."""
+
+
+class ConfigurationError(AsyncDLError, ValueError):
+    """A setting or an argument of `connect` cannot be used."""
+
+
+class UnknownSchemeError(ConfigurationError):
+    """A URI names a scheme that no backend serves."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """A backend needs a package that is not installed; the message names the extra to install."""
+
+
+class ClosedError(AsyncDLError, RuntimeError):
+    """The datalayer, or a store, was used before it was opened or after it was closed."""
+
+
+class InvalidIdentifierError(AsyncDLError, ValueError):
+    """An identifier of a component, table or column has characters or a length that are not allowed."""
+
+
+class ComponentError(AsyncDLError):
+    """Something is wrong with a component, or with what is asked of it."""
+
+
+class ComponentNotFoundError(ComponentError, LookupError):
+    """No component of this type, identifier and version is installed."""
+
+
+class ComponentInUseError(ComponentError):
+    """A component cannot be removed while others refer to it; the message names them."""
+
+
+class InvalidComponentError(ComponentError, ValueError):
+    """A component's declaration contradicts itself or the data it refers to."""
+
+
+class UnknownComponentTypeError(ComponentError, LookupError):
+    """A component's type is not known to this process; import the module that defines it first."""
+
+
+class QueryError(AsyncDLError, ValueError):
+    """A query cannot be compiled or executed."""
+
+
+class TableNotFoundError(QueryError, LookupError):
+    """A query names a table that does not exist."""
+
+
+class UnknownColumnError(QueryError, LookupError):
+    """A query or a key names a column that its table does not have."""
+
+
+class InvalidRowError(QueryError):
+    """A row to be written does not fit its table."""
+
+
+class DatatypeError(AsyncDLError, TypeError):
+    """A value cannot be stored as the datatype of its column."""
+
+
+class ModelError(AsyncDLError):
+    """A model failed, or could not be called."""
+
+
+class ModelOutputError(ModelError, ValueError):
+    """A model returned something else than one output for each input."""
+
+
+class ArtifactError(AsyncDLError):
+    """Something is wrong with an artifact."""
+
+
+class ArtifactNotFoundError(ArtifactError, LookupError):
+    """The artifact store holds no artifact with this hash."""
+
+
+class ArtifactCorruptError(ArtifactError):
+    """The stored bytes do not have the hash that they were stored under."""
+
+
+class UntrustedArtifactError(ArtifactError, PermissionError):
+    """Decoding would run pickled code, and the setting ``pickle`` does not allow it."""
+
+
+class JobError(AsyncDLError):
+    """Something is wrong with a job."""
+
+
+class JobNotFoundError(JobError, LookupError):
+    """No job has this id."""
+
+
+class JobFailedError(JobError):
+    """A job that was waited for failed; the message holds the traceback of its last attempt."""
+
+
+class JobCancelledError(JobError):
+    """A job that was waited for was cancelled."""
+
+
+class StoreError(AsyncDLError):
+    """A database or file system did not do what was asked."""
+
+
+class StoreUnavailableError(StoreError, ConnectionError):
+    """A store cannot be reached."""
+
+
+class StoreTimeoutError(StoreError, TimeoutError):
+    """A store did not answer in time."""
+
+
+class ConflictError(StoreError):
+    """The condition of a change did not hold; nothing of its commit was applied."""
+
+
+class LeaseLostError(ConflictError):
+    """A job's lease was taken over by another worker, or the job was cancelled meanwhile."""
+
+
+class ConstraintError(StoreError):
+    """The database refused a write because of one of its constraints."""
+
+
+class DuplicateKeyError(ConstraintError):
+    """The database refused a row because its key, or a unique value, exists already."""

@@ -1,0 +1,175 @@
+"""Subscriptions: cursors on the event log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+from asyncdl.errors import ClosedError, InvalidIdentifierError
+from asyncdl.events.types import Event
+from asyncdl.metadata.base import DeleteCursor, MetadataStore, MoveCursor
+
+_PAGE = 500
+_SAVE_EVERY = 100
+"""Events between two saves of a durable cursor while more are waiting; it is always saved before waiting."""
+
+
+class Subscription:
+    """An asynchronous iterator over events.
+
+    A named subscription is acknowledged: asking for the next event says that the one before has been dealt with. After a
+    crash it resumes no later than there, so an event may come again (at least once), always in order.
+    """
+
+    def __init__(
+        self, store: MetadataStore, types: Collection[type[Event]], topics: Collection[str], name: str | None, position: int
+    ) -> None:
+        self._store = store
+        self._types = frozenset(_concrete(types))
+        self._topics = tuple(topics)
+        self._name = name
+        self._position = position
+        """Everything up to here has been dealt with."""
+        self._saved = position
+        self._page: list[Event] = []
+        self._next = 0
+        self._closed = False
+
+    @property
+    def position(self) -> int:
+        """The ``seq`` up to which events have been dealt with."""
+        return self._position
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next event, waiting for it as long as it takes. Cancelling the wait loses nothing."""
+        if self._closed:
+            raise StopAsyncIteration
+        if self._next:
+            self._position = max(self._position, self._page[self._next - 1].seq)
+        if self._next >= len(self._page):
+            await self.save()
+            await self._fill()
+        elif self._position - self._saved >= _SAVE_EVERY:
+            await self.save()
+        event = self._page[self._next]
+        self._next += 1
+        return event
+
+    async def _fill(self) -> None:
+        seen = 0
+        while True:
+            seen = await self._store.wait_for_commits(seen)
+            head = await self._store.last_event()
+            if head <= self._position:
+                continue
+            records = await self._store.events(
+                self._position, types=sorted(self._types), topics=self._topics, limit=_PAGE, up_to=head
+            )
+            if records:
+                self._page, self._next = [Event.from_record(record) for record in records], 0
+                return
+            self._position = head  # nothing up to here was for us
+
+    async def save(self) -> None:
+        """Store a named subscription's position now."""
+        if self._name is not None and self._position != self._saved:
+            await self._store.commit(MoveCursor(self._name, self._position))
+            self._saved = self._position
+
+    async def aclose(self) -> None:
+        """Store the position; the event delivered last counts as not dealt with, unless the next was asked for."""
+        if not self._closed:
+            self._closed = True
+            await self.save()
+
+
+def _concrete(types: Collection[type[Event]]) -> set[str]:
+    """Return the names of event classes, with those that derive from them."""
+    names: set[str] = set()
+    for each in types:
+        names.add(each.__name__)
+        names |= _concrete(each.__subclasses__())
+    return names
+
+
+class EventLog:
+    """``db.events``: publish and subscribe."""
+
+    def __init__(self, store: MetadataStore) -> None:
+        self._store = store
+        self._open = True
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        *types: type[Event],
+        name: str | None = None,
+        since: int | None = None,
+        topics: Collection[str] = (),
+    ) -> AsyncIterator[Subscription]:
+        """Subscribe to events of these types (and those derived from them; none: all).
+
+        Parameters
+        ----------
+        name
+            Makes the subscription durable: it resumes where the last one of this name stopped. Of two at once of one name
+            each sees every event.
+        since
+            Start after this ``seq``: 0 replays the whole log. None: where the named one stopped; otherwise with the next
+            event that happens.
+        topics
+            Only events about these tables or components.
+        """
+        if not self._open:
+            raise ClosedError("the datalayer is closed")
+        cursor = None
+        if name is not None:
+            if not name or len(name) > 100 or not name.isprintable():
+                raise InvalidIdentifierError(f"a subscription's name has 1 to 100 printable characters, not {name[:60]!r}")
+            cursor = f"subscriber:{name}"
+        start = since
+        if start is None and cursor is not None:
+            start = await self._store.cursor(cursor)
+        if start is None:
+            start = await self._store.last_event()
+            if cursor is not None:
+                await self._store.commit(MoveCursor(cursor, start))
+        subscription = Subscription(self._store, types, topics, cursor, start)
+        try:
+            yield subscription
+        finally:
+            await subscription.aclose()
+
+    async def publish(self, event: Event) -> Event:
+        """Append an event of your own to the log, and return it as it stands there."""
+        [record] = await self._store.commit(event.change())
+        return Event.from_record(record)
+
+    async def read(self, since: int = 0, *types: type[Event], limit: int = 1000) -> list[Event]:
+        """Return stored events after a position, without waiting for more."""
+        records = await self._store.events(since, types=sorted(_concrete(types)), limit=limit)
+        return [Event.from_record(record) for record in records]
+
+    async def forget(self, name: str) -> None:
+        """Forget a durable subscription: the next of this name starts anew."""
+        await self._store.commit(DeleteCursor(f"subscriber:{name}"))
+
+    async def last(self) -> int:
+        """Return the ``seq`` of the newest event."""
+        return await self._store.last_event()
+
+    def close(self) -> None:
+        """Refuse new subscriptions."""
+        self._open = False
+
+    def __repr__(self) -> str:
+        return f"<EventLog of {self._store.url}>"
+
+
+def describe(handler: Any) -> str:
+    """Return how a handler is called in messages."""
+    return f"{getattr(handler, '__module__', '?')}.{getattr(handler, '__qualname__', repr(handler))}"

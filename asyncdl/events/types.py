@@ -1,0 +1,218 @@
+"""What happened: one frozen class for each kind of event, each with its documentation as its docstring.
+
+An event carries identifiers and no objects, so that it can be stored, and read by another process, another day. A class
+of your own that derives from `Event` can be published and subscribed to as these are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from asyncdl import codec
+from asyncdl.databackend.base import Key
+from asyncdl.errors import AsyncDLError
+from asyncdl.metadata.base import AppendEvent, EventRecord
+
+_TYPES: dict[str, type[Event]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes
+    ----------
+    seq
+        Its place in the log; 0 before it has been published.
+    created
+        Unix time, in seconds.
+    """
+
+    topic_field: ClassVar[str] = ""
+    """The field whose value is the event's topic: by which subscriptions can be narrowed."""
+
+    seq: int = field(default=0, compare=False)
+    created: float = field(default=0.0, compare=False)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _TYPES[cls.__name__] = cls
+
+    def change(self, first: int = 0, last: int = 0) -> AppendEvent:
+        """Return the change that appends this event to the log."""
+        fields = {
+            each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in {"seq", "created"}
+        }
+        topic = str(fields.get(self.topic_field, ""))
+        payload = codec.dumps(fields).decode()
+        return AppendEvent(type(self).__name__, topic, payload, self.created or time.time(), first, last)
+
+    @classmethod
+    def from_record(cls, record: EventRecord) -> Event:
+        """Return the event that a record of the log stands for.
+
+        Raises
+        ------
+        AsyncDLError
+            Its class is not known in this process.
+        """
+        found = _TYPES.get(record.type)
+        if found is None:
+            raise AsyncDLError(f"the log has an event of type {record.type!r}; import the module that defines it")
+        return found._restore(record)
+
+    @classmethod
+    def _restore(cls, record: EventRecord) -> Self:
+        return cls(seq=record.seq, created=record.created, **codec.loads(record.payload))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentEvent(Event):
+    """Something happened to a component."""
+
+    topic_field: ClassVar[str] = "identifier"
+
+    type_id: str
+    identifier: str
+    version: int
+    uuid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentAdded(ComponentEvent):
+    """A component, or a new version of one, was installed. Its set-up work follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentReady(ComponentEvent):
+    """A component's set-up work has ended: every row that a listener selects has its output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentRemoved(ComponentEvent):
+    """A version of a component was removed, with all that belonged to it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsEvent(Event):
+    """Rows of a table were written through asyncdl.
+
+    Attributes
+    ----------
+    ids
+        Primary keys: scalars, or tuples where the key is composite. One write may be told in several events.
+    """
+
+    topic_field: ClassVar[str] = "table"
+
+    table: str
+    ids: list[Key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsInserted(RowsEvent):
+    """Rows are new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsUpdated(RowsEvent):
+    """Rows were changed, or upserted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsDeleted(RowsEvent):
+    """Rows are gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputsWritten(Event):
+    """A listener's outputs for some rows are up to date: written, or deleted with their rows.
+
+    Attributes
+    ----------
+    identifier, uuid
+        The listener.
+    ids
+        The primary keys of the rows in the table that its chain starts from.
+    errors
+        On how many source rows the model failed.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str
+    ids: list[Key]
+    errors: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent(Event):
+    """Something happened to a job."""
+
+    topic_field: ClassVar[str] = "kind"
+
+    job: str
+    kind: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSucceeded(JobEvent):
+    """A job has done its work."""
+
+    done: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailed(JobEvent):
+    """A job's last attempt failed, and it will not be tried again by itself.
+
+    Attributes
+    ----------
+    error
+        The traceback.
+    """
+
+    error: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCancelled(JobEvent):
+    """A job was cancelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandlerFailed(Event):
+    """A handler registered with ``db.on`` raised; the event that it was given was not given again.
+
+    Attributes
+    ----------
+    event
+        The ``seq`` of the event.
+    """
+
+    topic_field: ClassVar[str] = "handler"
+
+    handler: str
+    event: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconcileRequested(Event):
+    """Outputs are to be compared with the rows, and what is missing or left over put right.
+
+    Attributes
+    ----------
+    identifier
+        The listener; empty: all.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str = ""

@@ -1,0 +1,367 @@
+"""A listener's work: read rows, have the model called, write the outputs.
+
+Reading, computing and writing overlap, with a bounded number of batches between them. Each batch's outputs, the job's
+progress and the event about them are one commit, where the databackend shares one with the metadata store; otherwise the
+outputs land first, and a crash between them only repeats the batch.
+
+An output is stamped with the position in the event log as of which its row was read, and never overwrites one with a
+larger stamp. A row that was changed or deleted after it was read, and before its output was written, is looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from asyncdl import codec
+from asyncdl.components.listener import Listener
+from asyncdl.components.registry import ListenerState, Registry, with_datatype
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelTask, RowError
+from asyncdl.databackend.base import DataBackend, Key, Output, OutputTable, Row
+from asyncdl.datatypes import infer
+from asyncdl.errors import AsyncDLError, ComponentNotFoundError, ConflictError, DatatypeError, LeaseLostError, ModelOutputError
+from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
+from asyncdl.jobs.batching import LARGEST, BatchSize
+from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
+from asyncdl.metadata.base import AdvanceJob, ComponentRecord, JobRecord, MetadataStore, SetComponentState
+
+_FETCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What work is done on."""
+
+    metadata: MetadataStore
+    databackend: DataBackend
+    compute: ComputeBackend
+    registry: Registry
+
+    @property
+    def shared(self) -> bool:
+        """Whether rows and records are committed together."""
+        return self.metadata.joins(self.databackend)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows between reading and writing."""
+
+    as_of: int
+    rows: Sequence[Row]
+    ids: list[Key]
+    replaced: bool
+    begun: float
+    future: ComputeFuture | None
+
+
+class ListenerWork:
+    """One job for one listener.
+
+    Parameters
+    ----------
+    owner
+        Who holds the job's lease.
+    """
+
+    def __init__(self, stores: Stores, job: JobRecord, owner: str) -> None:
+        self._stores = stores
+        self._job = job
+        self._owner = owner
+        self._arguments: dict[str, Any] = codec.loads(job.payload)
+        self._done = 0
+        self._total: int | None = None
+        self._batches = 0
+
+    @property
+    def done(self) -> int:
+        """How many source rows have been dealt with."""
+        return self._done
+
+    async def run(self) -> None:
+        """Do the work.
+
+        Raises
+        ------
+        LeaseLostError
+            The job was cancelled or taken over; nothing was written after that.
+        ComponentNotFoundError
+            The listener has been removed.
+        """
+        await self._load()
+        if self._job.kind == BACKFILL:
+            if self._arguments.get("sweep"):
+                await self._sweep(None)
+            self._total = await self._stores.databackend.count_missing(self._select, self._outputs, self._table_or_none())
+            await self._advance("computing")
+            await self._process(self._missing())
+        elif self._job.kind == RECOMPUTE:
+            await self._process(self._everything())
+            await self._sweep(None)
+        elif self._job.kind == REFRESH:
+            self._total = len(self._arguments["ids"])
+            await self._process(self._of_ids([_key(each) for each in self._arguments["ids"]]))
+
+    async def _load(self) -> None:
+        registry = self._stores.registry
+        records = await self._stores.metadata.components(uuids=[self._job.target])
+        if not records:
+            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
+        self._record: ComponentRecord = records[0]
+        component = await registry.load(self._record)
+        assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
+        self._listener = component
+        self._state = ListenerState.loads(self._record.state)
+        model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
+        self._call: ModelCall = registry.call(component.model, model, component.key)
+        self._select = component.select
+        self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
+        self._width = len(self._output.key)
+        self._roots = len(self._output.root)
+        self._size = BatchSize(self._call.max_concurrency if self._call.placement == "loop" else 1)
+
+    @property
+    def _output(self) -> OutputTable:
+        return self._state.output
+
+    def _table_or_none(self) -> OutputTable | None:
+        return self._output if self._output.datatype is not None else None
+
+    # reading
+
+    async def _missing(self) -> AsyncIterator[Batch]:
+        """Yield the rows that have no output, in the order of their keys."""
+        async for batch in self._scan(missing=True):
+            yield batch
+
+    async def _everything(self) -> AsyncIterator[Batch]:
+        """Yield all rows."""
+        async for batch in self._scan(missing=False):
+            yield batch
+
+    async def _scan(self, *, missing: bool) -> AsyncIterator[Batch]:
+        after: Row | None = None
+        while True:
+            begun, limit = time.perf_counter(), self._size.size
+            as_of = await self._stores.metadata.last_event()
+            rows = await self._stores.databackend.scan(
+                self._select,
+                self._outputs,
+                self._listener.columns,
+                after=after,
+                limit=limit,
+                missing=self._table_or_none() if missing else None,
+            )
+            if rows:
+                after = rows[-1][: self._width]
+                # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
+                yield Batch(as_of, rows, self._ids(rows), not missing and self._width == self._roots, begun, None)
+            if len(rows) < limit:
+                return
+
+    async def _of_ids(self, ids: list[Key]) -> AsyncIterator[Batch]:
+        """Yield the rows that come from these root rows; those whose outputs are newer than the event are passed over."""
+        for at in range(0, len(ids), _FETCH):
+            chunk, begun = ids[at : at + _FETCH], time.perf_counter()
+            as_of = await self._stores.metadata.last_event()
+            stale = chunk
+            if self._table_or_none() is not None:
+                current = await self._stores.databackend.current(self._output, chunk, self._arguments["since"])
+                stale = [each for each in chunk if each not in current]
+            rows: Sequence[Row] = []
+            if stale:
+                rows = await self._stores.databackend.fetch(self._select, self._outputs, self._listener.columns, stale)
+            # All of the chunk is told downstream, also what was up to date: its event may not have been.
+            yield Batch(as_of, rows, chunk, True, begun, None)
+
+    def _ids(self, rows: Sequence[Row]) -> list[Key]:
+        if self._roots > 1:
+            return list(dict.fromkeys(row[: self._roots] for row in rows))
+        if self._width > 1:
+            return list(dict.fromkeys(row[0] for row in rows))
+        return [row[0] for row in rows]
+
+    # computing
+
+    def _submit(self, batch: Batch) -> None:
+        if batch.rows:
+            self._batches += 1
+            key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
+            batch.future = self._stores.compute.submit(ModelTask(key, self._call, self._inputs(batch.rows)))
+
+    def _inputs(self, rows: Sequence[Row]) -> Sequence[Any]:
+        at = self._width
+        if self._call.signature == "single":
+            return [row[at] for row in rows]
+        if self._call.signature == "args":
+            return [row[at:] for row in rows]
+        names = list(self._listener.key)
+        return [dict(zip(names, row[at:], strict=True)) for row in rows]
+
+    async def _process(self, batches: AsyncIterator[Batch]) -> None:
+        """Compute and write batches, reading ahead."""
+        window: asyncio.Queue[Batch | None] = asyncio.Queue(self._window())
+
+        async def read() -> None:
+            try:
+                async for batch in batches:
+                    self._submit(batch)
+                    await window.put(batch)
+            finally:
+                await batches.aclose()  # type: ignore[attr-defined]
+            await window.put(None)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                reader = group.create_task(read(), name=f"asyncdl: reading for job {self._job.id}")
+                while (batch := await window.get()) is not None:
+                    await self._finish(batch)
+                del reader
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
+        finally:
+            while not window.empty():
+                left = window.get_nowait()
+                if left is not None and left.future is not None:
+                    left.future.cancel()
+
+    def _window(self) -> int:
+        if self._call.placement == "loop":
+            return max(2, 2 * self._call.max_concurrency // LARGEST)
+        return max(1, self._stores.compute.parallelism)
+
+    # writing
+
+    async def _finish(self, batch: Batch) -> None:
+        results: list[Output] = []
+        if batch.future is not None:
+            try:
+                outputs = await batch.future
+            except BaseException:
+                batch.future.cancel()
+                raise
+            results = self._results(batch.rows, outputs)
+            if self._output.datatype is None:
+                await self._establish(results)
+        await self._write(batch, results)
+        self._size.took(len(batch.rows), time.perf_counter() - batch.begun)
+        await self._look_again(batch)
+
+    def _results(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Output]:
+        width, flatten = self._width, self._listener.flatten
+        if len(outputs) != len(rows):
+            raise ModelOutputError(f"{self._listener.model} returned {len(outputs)} outputs for {len(rows)} inputs")
+        results = []
+        for row, value in zip(rows, outputs, strict=True):
+            if isinstance(value, RowError):
+                results.append(Output(row[:width], None, msgspec.json.encode(value).decode()))
+            elif flatten and not isinstance(value, (list, tuple)):
+                message = f"a flattened listener's model must return a list, not {type(value).__name__}"
+                results.append(Output(row[:width], None, _error(ModelOutputError(message))))
+            else:
+                results.append(Output(row[:width], value))
+        return results
+
+    async def _establish(self, results: Sequence[Output]) -> None:
+        """Find out the outputs' datatype from the first of them, and make their table."""
+        values = [each.value for each in results if each.error is None]
+        if self._listener.flatten:
+            values = [each for value in values for each in value]
+        try:
+            datatype = infer(values) or "json"
+        except AsyncDLError:
+            datatype = "json"  # mixed: whatever does not fit it is an error of its row
+        state = with_datatype(self._state, datatype)
+        change = SetComponentState(self._record.uuid, state.dumps(), expected=self._state.dumps())
+        try:
+            await self._commit_outputs(state.output, change)
+        except ConflictError:
+            records = await self._stores.metadata.components(uuids=[self._record.uuid])
+            if not records:
+                raise ComponentNotFoundError(f"{self._listener} has been removed") from None
+            state = ListenerState.loads(records[0].state)
+        self._state = state
+
+    async def _commit_outputs(self, table: OutputTable, change: SetComponentState) -> None:
+        stores = self._stores
+        async with stores.databackend.transaction() as tx:
+            await stores.databackend.create_outputs(table, tx)
+            if stores.shared:
+                await stores.metadata.commit(change, joining=tx)
+        if not stores.shared:
+            await stores.metadata.commit(change)
+
+    async def _write(self, batch: Batch, results: list[Output]) -> None:
+        try:
+            await self._commit(batch, results)
+        except DatatypeError:
+            table, databackend = self._output, self._stores.databackend
+            checked = []
+            for each in results:
+                values = each.value if self._listener.flatten else [each.value]
+                wrong = None if each.error else next(filter(None, (databackend.encode_error(table, v) for v in values)), None)
+                checked.append(replace(each, value=None, error=_error(wrong)) if wrong is not None else each)
+            await self._commit(batch, checked)
+
+    async def _commit(self, batch: Batch, results: Sequence[Output]) -> None:
+        stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else len(batch.rows))
+        advance = AdvanceJob(self._job.id, self._owner, done, self._total, "computing")
+        errors = sum(1 for each in results if each.error is not None)
+        event = OutputsWritten(
+            identifier=self._listener.identifier, uuid=self._record.uuid, ids=batch.ids, errors=errors
+        ).change(self._job.first, self._job.last)
+        async with stores.databackend.transaction() as tx:
+            if self._output.datatype is not None:
+                replaced = batch.ids if batch.replaced else None
+                await stores.databackend.put_outputs(self._output, results, as_of=batch.as_of, replaced=replaced, tx=tx)
+            if stores.shared:
+                await stores.metadata.commit(advance, event, joining=tx)
+        if not stores.shared:
+            await stores.metadata.commit(advance, event)
+        self._done = done
+
+    async def _look_again(self, batch: Batch) -> None:
+        """Delete the outputs of rows that went, or left the select, between being read and having their outputs written."""
+        changed = await self._stores.metadata.events(
+            batch.as_of, types=[RowsDeleted.__name__, RowsUpdated.__name__], topics=[self._state.root], limit=1
+        )
+        if changed and self._output.datatype is not None:
+            await self._sweep(batch.ids)
+
+    async def _sweep(self, ids: Sequence[Key] | None) -> None:
+        stores = self._stores
+        if self._output.datatype is None:
+            return
+        advance = AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
+        async with stores.databackend.transaction() as tx:
+            gone = await stores.databackend.sweep(self._select, self._outputs, self._output, ids=ids, tx=tx)
+            event = OutputsWritten(identifier=self._listener.identifier, uuid=self._record.uuid, ids=gone)
+            changes = [advance, event.change(self._job.first, self._job.last)] if gone else [advance]
+            if stores.shared:
+                await stores.metadata.commit(*changes, joining=tx)
+        if not stores.shared:
+            await stores.metadata.commit(*changes)
+
+    async def _advance(self, stage: str) -> None:
+        await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
+
+
+def _key(value: Any) -> Key:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _error(error: BaseException) -> str:
+    return msgspec.json.encode(RowError(type(error).__name__, str(error), "")).decode()
+
+
+def _first(failures: BaseExceptionGroup) -> BaseException:
+    """Return the failure that says most: a lost lease before what it caused."""
+    flat: list[BaseException] = []
+    for each in failures.exceptions:
+        flat.append(_first(each) if isinstance(each, BaseExceptionGroup) else each)
+    return next((each for each in flat if isinstance(each, LeaseLostError)), flat[0])

@@ -1,0 +1,448 @@
+"""The metadata store: records, and one way to write them.
+
+The store knows components, events, jobs, cursors and intents only as records; what they mean is decided above it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+JobState = Literal["pending", "running", "succeeded", "failed", "cancelled", "upstream_failed"]
+
+UNFINISHED: tuple[JobState, ...] = ("pending", "running")
+"""The states of jobs that are still to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentRecord:
+    """An installed component.
+
+    Parameters
+    ----------
+    uuid
+        Its name everywhere but in front of users.
+    type_id, identifier, version
+        Its identity: unique together.
+    fingerprint
+        Hash of what it declares.
+    status
+        ``"pending"`` until its set-up work has ended, then ``"ready"`` or ``"failed"``; ``"retired"`` once a newer version
+        has taken over.
+    data
+        JSON of what it declares; children stand in it by uuid, blobs by hash.
+    created
+        Unix time, in seconds.
+    state
+        JSON of what is found out while it is in use (a listener's output table, ...).
+    """
+
+    uuid: str
+    type_id: str
+    identifier: str
+    version: int
+    fingerprint: str
+    status: str
+    data: str
+    created: float
+    state: str = "{}"
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An event as it stands in the log.
+
+    Parameters
+    ----------
+    seq
+        Its place in the total order, from 1. A reader that has seen ``seq`` has seen every smaller one that will ever be.
+    type
+        The event's class name.
+    topic
+        The table or component that it concerns, for filtering.
+    payload
+        JSON of its fields.
+    created
+        Unix time, in seconds.
+    first, last
+        The range of earlier events that caused it; its own ``seq`` twice, if none did.
+    """
+
+    seq: int
+    type: str
+    topic: str
+    payload: str
+    created: float
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A unit of work.
+
+    Parameters
+    ----------
+    id
+        Unique, time-ordered.
+    kind
+        What is done: the planner's word.
+    target
+        The uuid of the component that it works for.
+    payload
+        JSON of its arguments.
+    state, attempts, max_attempts
+        Where it stands.
+    priority
+        Larger is sooner.
+    not_before
+        Unix time before which it is not claimed.
+    owner, lease
+        Who runs it, and the Unix time at which it may be taken over.
+    first, last
+        The range of events that caused it.
+    done, total, stage
+        Its progress, as of the last commit; ``total`` may be unknown.
+    error
+        The traceback of its last failure.
+    created, started, finished
+        Unix times.
+    """
+
+    id: str
+    kind: str
+    target: str
+    payload: str
+    first: int
+    last: int
+    created: float
+    state: JobState = "pending"
+    attempts: int = 0
+    max_attempts: int = 3
+    priority: int = 0
+    not_before: float = 0.0
+    owner: str | None = None
+    lease: float = 0.0
+    done: int = 0
+    total: int | None = None
+    stage: str = ""
+    error: str | None = None
+    started: float | None = None
+    finished: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRecord:
+    """A write that was announced before it was made, on a databackend that shares no transaction with this store."""
+
+    id: str
+    payload: str
+    owner: str
+    created: float
+
+
+# Changes: what `MetadataStore.commit` takes. Each is a value; one that carries a condition says so.
+
+
+@dataclass(frozen=True, slots=True)
+class PutComponent:
+    """Install a component. Condition: its type, identifier and version are free, and so is its uuid."""
+
+    record: ComponentRecord
+    children: Collection[str] = ()
+    artifacts: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SetComponentStatus:
+    """Change a component's status. Condition: it is installed."""
+
+    uuid: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetComponentState:
+    """Replace a component's state. Condition: it is installed and, unless None, its state is still ``expected``."""
+
+    uuid: str
+    state: str
+    expected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteComponent:
+    """Remove a component with its links downwards. Condition: it is installed, and no other refers to it."""
+
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppendEvent:
+    """Append an event. ``first`` and ``last`` are 0 for an event that no other caused."""
+
+    type: str
+    topic: str
+    payload: str
+    created: float
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PutJob:
+    """Add a job. Condition: its id is free."""
+
+    record: JobRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimJob:
+    """Begin an attempt. Condition: the job is pending and due, or running with a lease that has run out."""
+
+    id: str
+    owner: str
+    now: float
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLeases:
+    """Extend the leases of jobs that this owner still holds; others are passed over."""
+
+    ids: Collection[str]
+    owner: str
+    lease: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdvanceJob:
+    """Record progress. Condition: the owner still holds the lease."""
+
+    id: str
+    owner: str
+    done: int
+    total: int | None
+    stage: str = ""
+    payload: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishJob:
+    """End an attempt: in a final state, or back to ``pending``. Condition: the owner still holds the lease."""
+
+    id: str
+    owner: str
+    state: JobState
+    now: float
+    error: str | None = None
+    not_before: float = 0.0
+    refund: bool = False
+    """Whether the attempt does not count (a shutdown)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetJobState:
+    """Move a job by hand. Condition: it is in one of the states ``among``. A new ``pending`` starts from no attempts."""
+
+    id: str
+    state: JobState
+    among: tuple[JobState, ...]
+    now: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveCursor:
+    """Set a named cursor. Condition: unless None, it still stands at ``expected`` (0: it may also be new)."""
+
+    name: str
+    seq: int
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteCursor:
+    """Forget a named cursor."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutIntent:
+    """Announce a write."""
+
+    record: IntentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteIntent:
+    """Withdraw an announcement. Condition: it is there."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEvents:
+    """Delete the events up to and including a position."""
+
+    up_to: int
+
+
+Change = (
+    PutComponent
+    | SetComponentStatus
+    | SetComponentState
+    | DeleteComponent
+    | AppendEvent
+    | PutJob
+    | ClaimJob
+    | RenewLeases
+    | AdvanceJob
+    | FinishJob
+    | SetJobState
+    | MoveCursor
+    | DeleteCursor
+    | PutIntent
+    | DeleteIntent
+    | DeleteEvents
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list; what is None or empty does not restrict."""
+
+    states: Collection[JobState] = ()
+    target: str | None = None
+    kind: str | None = None
+    covers: int | None = None
+    """Jobs whose range of causes holds this event."""
+    ids: Collection[str] = field(default_factory=tuple)
+    owner: str | None = None
+    limit: int = 1000
+
+
+class MetadataStore(ABC):
+    """Records of components, events, jobs, cursors and intents.
+
+    Note for implementers: events must become visible in the order of their ``seq``. A transaction that got a number and
+    commits late would otherwise be stepped over by a reader that has already seen a larger one.
+    """
+
+    url: str
+    """Where it is, without a password: fit for messages."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect; create or migrate the schema."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what `open` opened; closing twice is allowed."""
+
+    @abstractmethod
+    def joins(self, databackend: Any) -> bool:
+        """Return whether `commit` can take the transactions of this databackend."""
+
+    @abstractmethod
+    async def commit(self, *changes: Change, joining: Any = None) -> list[EventRecord]:
+        """Apply changes, all or none, and return the events among them as they stand in the log.
+
+        Parameters
+        ----------
+        joining
+            A transaction of a databackend that this store `joins`: the changes become part of it, and **it is committed**.
+
+        Raises
+        ------
+        ConflictError
+            A condition did not hold; the message says which.
+        ComponentInUseError
+            The condition of a `DeleteComponent`.
+        LeaseLostError
+            That of an `AdvanceJob` or `FinishJob`.
+        """
+
+    @abstractmethod
+    async def wait_for_commits(self, seen: int) -> int:
+        """Wait until something has been committed since the token ``seen`` (0 at first), and return the new token.
+
+        A wake-up may be spurious, and several commits may share one; none is missed. Commits of other processes wake
+        too.
+        """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Wake every `wait_for_commits` of this process."""
+
+    # components
+
+    @abstractmethod
+    async def components(
+        self,
+        *,
+        type_id: str | None = None,
+        identifier: str | None = None,
+        version: int | None = None,
+        uuids: Collection[str] | None = None,
+    ) -> list[ComponentRecord]:
+        """Return the records that match all that is given, by type, identifier and version."""
+
+    @abstractmethod
+    async def parents(self, uuid: str) -> list[ComponentRecord]:
+        """Return the components that refer to this one directly."""
+
+    @abstractmethod
+    async def children(self, uuid: str) -> list[ComponentRecord]:
+        """Return the components that this one refers to directly."""
+
+    @abstractmethod
+    async def artifacts(self, uuid: str | None = None) -> set[str]:
+        """Return the hashes that a component refers to; None: that any component does."""
+
+    # events
+
+    @abstractmethod
+    async def events(
+        self,
+        after: int,
+        *,
+        types: Collection[str] = (),
+        topics: Collection[str] = (),
+        limit: int = 1000,
+        up_to: int | None = None,
+    ) -> list[EventRecord]:
+        """Return the events with a larger ``seq`` than ``after``, in order."""
+
+    @abstractmethod
+    async def last_event(self) -> int:
+        """Return the largest ``seq`` that is visible, 0 if there has been none."""
+
+    @abstractmethod
+    async def cursor(self, name: str) -> int | None:
+        """Return where a named cursor stands."""
+
+    @abstractmethod
+    async def pending_causes(self, after: int) -> list[tuple[int, int]]:
+        """Return the distinct (first, last) of unfinished jobs, and of events after this position: what is still to be done."""
+
+    # jobs and intents
+
+    @abstractmethod
+    async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value
+        """Return jobs, oldest first."""
+
+    @abstractmethod
+    async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
+        """Return jobs that `ClaimJob` would take now, in the order they should be: by priority, then age."""
+
+    @abstractmethod
+    async def next_due(self, now: float) -> float | None:
+        """Return when the next job becomes claimable by the passing of time alone, None if none will."""
+
+    @abstractmethod
+    async def intents(self) -> list[IntentRecord]:
+        """Return the announced writes, oldest first."""
