@@ -27,7 +27,8 @@
     ├── JobError
     │   ├── JobNotFoundError (LookupError)
     │   ├── JobFailedError
-    │   └── JobCancelledError
+    │   ├── JobCancelledError
+    │   └── JobTimeoutError (TimeoutError)
     └── StoreError
         ├── StoreUnavailableError (ConnectionError)
         ├── StoreTimeoutError (TimeoutError)
@@ -145,6 +146,10 @@ class JobFailedError(JobError):
 
 class JobCancelledError(JobError):
     """A job that was waited for was cancelled."""
+
+
+class JobTimeoutError(JobError, TimeoutError):
+    """Work that was waited for was not done in time; it goes on."""
 
 
 class StoreError(AsyncDLError):

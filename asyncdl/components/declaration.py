@@ -141,6 +141,20 @@ def restore(
     return component_type(type_id)(identifier=identifier, **values, **identity)
 
 
+def readable(tree: Any) -> Any:
+    """Return a declared field as people read it: values as they are, all else by name."""
+    kind, value = tree["$"], tree["v"]
+    if kind == "value":
+        return codec.from_plain(value)
+    if kind == "query":
+        return repr(load_query(value))
+    if kind == "list":
+        return [readable(each) for each in value]
+    if kind == "mapping":
+        return {key: readable(each) for key, each in value.items()}
+    return "/".join(value) if kind == "component" else value
+
+
 def blobs_of(fields: Mapping[str, Any]) -> set[str]:
     """Return the hashes of the artifacts that a declaration refers to."""
     return {tree["v"] for tree in fields.values() if tree["$"] == "artifact"}

@@ -14,12 +14,12 @@ import msgspec
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
-from asyncdl.components.declaration import Declaration, blobs_of, declare, resolve, restore, unpickle
+from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
 from asyncdl.components.model import Model, signature_of
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, ModelError
+from asyncdl.errors import ComponentNotFoundError, InvalidComponentError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
 
 Identity = tuple[str, str]
@@ -176,18 +176,37 @@ class Registry:
         self._loaded[record.uuid] = component
         return component
 
+    async def record(self, record: ComponentRecord) -> dict[str, Any]:
+        """Return all that is known of an installed component, as plain values: without decoding any artifact."""
+        data = msgspec.json.decode(record.data)
+        parents = await self.metadata.parents(record.uuid)
+        return {
+            "type_id": record.type_id,
+            "identifier": record.identifier,
+            "version": record.version,
+            "uuid": record.uuid,
+            "status": record.status,
+            "created": record.created,
+            "fingerprint": record.fingerprint,
+            "fields": {name: readable(tree) for name, tree in data["fields"].items()},
+            "children": data["children"],
+            "parents": {f"{each.type_id}/{each.identifier}": each.uuid for each in parents},
+            "artifacts": sorted(await self.metadata.artifacts(record.uuid)),
+        }
+
     def forget(self, uuid: str) -> None:
         """Drop a component that was loaded."""
         self._loaded.pop(uuid, None)
 
     # listeners
 
-    async def listeners(self) -> dict[str, tuple[ComponentRecord, ListenerState]]:
-        """Return the newest version of every listener, by identifier."""
-        return {
-            record.identifier: (record, ListenerState.loads(record.state))
+    async def listeners(self) -> list[tuple[ComponentRecord, ListenerState]]:
+        """Return the listeners that follow the data: all but those that a newer version has taken over from."""
+        return [
+            (record, ListenerState.loads(record.state))
             for record in await self.metadata.components(type_id="listener")
-        }
+            if record.status != "retired"
+        ]
 
     async def outputs(self, identifiers: Iterable[str]) -> dict[str, OutputTable]:
         """Return where listeners' outputs are to be read: those of the newest version that is complete, if one is.
@@ -226,26 +245,24 @@ class Registry:
         )
 
 
-class ArtifactModelLoader:
-    """Finds models' objects for the compute backend: by import path, or in the artifact store."""
+class InstalledModelLoader:
+    """Finds models' objects for the compute backend: what was installed, never the object that was once declared."""
 
-    def __init__(self, artifact_store: ArtifactStore, *, allow_pickle: bool) -> None:
-        self._artifact_store = artifact_store
-        self._allow_pickle = allow_pickle
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     async def __call__(self, call: ModelCall) -> Any:
-        """Return the live object."""
-        if call.reference is not None:
-            return await asyncio.to_thread(resolve, call.reference)
-        data = await self.payload(call)
-        return await asyncio.to_thread(unpickle, data, allow_pickle=self._allow_pickle)
+        """Return the live object; the same that the registry keeps, so that a large one is in memory once."""
+        records = await self._registry.metadata.components(uuids=[call.uuid])
+        if not records:
+            raise ComponentNotFoundError(f"the model {call.uuid} has been removed")
+        component = await self._registry.load(records[0])
+        return getattr(component, "object")  # noqa: B009 - any component may have one
 
     async def payload(self, call: ModelCall) -> bytes:
         """Return the object pickled."""
         if call.artifact is not None:
-            return await self._artifact_store.get(call.artifact)
-        if call.reference is None:
-            raise ModelError(f"model {call.uuid} has neither an artifact nor an import path")
+            return await self._registry.artifact_store.get(call.artifact)
         return bytes(cloudpickle.dumps(await self(call)))
 
 

@@ -232,8 +232,15 @@ class DataBackend(ABC):
     # the user's queries
 
     @abstractmethod
-    async def check(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> TableSchema:
+    async def check(
+        self, query: ReadQuery, outputs: Mapping[str, OutputTable], tables: Mapping[str, TableSchema] | None = None
+    ) -> TableSchema:
         """Compile a query without running it and return its columns and key.
+
+        Parameters
+        ----------
+        tables
+            Tables that are still to be made, which the query may name.
 
         Raises
         ------

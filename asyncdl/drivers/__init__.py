@@ -1,1 +1,1 @@
-"""The database drivers: connections, transactions and the translation of their exceptions; nothing else touches them."""
+"""The database drivers: connections, transactions, the translation of their exceptions. Nothing else touches them."""

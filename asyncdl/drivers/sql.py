@@ -131,7 +131,7 @@ class SQLDatabase(ABC):
 
     @abstractmethod
     def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
-        """Run one reading statement and yield its rows in lists of at most ``size``, holding no more than one of them."""
+        """Run one reading statement and yield its rows in lists of at most ``size``, holding only one of them."""
 
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[SQLTransaction]:

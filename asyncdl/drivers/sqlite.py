@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,6 +106,11 @@ class SQLiteTransaction(SQLTransaction):
         self.settled = True
         """Whether the connection's thread is known to be out of this transaction: not so after a cancelled hop."""
 
+    def defer(self, *statements: Statement) -> None:
+        """Queue statements to run before the next `run` or `commit`."""
+        self._check()
+        super().defer(*statements)
+
     async def run(self, *statements: Statement) -> list[Outcome]:
         """Run the deferred statements, then these, and return the outcomes of these."""
         return await self._hop(statements, commit=False)
@@ -114,9 +119,12 @@ class SQLiteTransaction(SQLTransaction):
         """Run the deferred statements, then these, then commit; return the outcomes of these."""
         return await self._hop(statements, commit=True)
 
-    async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
+    def _check(self) -> None:
         if self._finished:
             raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
+
+    async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
+        self._check()
         deferred, self._deferred = self._deferred, []
         self._finished, self.settled = commit, False
         try:
@@ -164,6 +172,7 @@ class SQLiteDatabase(SQLDatabase):
         self._engine: AsyncEngine | None = None
         self._writer: aiosqlite.Connection | None = None
         self._watcher: aiosqlite.Connection | None = None
+        self._reading: set[aiosqlite.Connection] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -185,7 +194,6 @@ class SQLiteDatabase(SQLDatabase):
     async def _open(self) -> None:
         from sqlalchemy import event  # noqa: PLC0415 - heavy: loaded when a database is opened
         from sqlalchemy.engine import URL  # noqa: PLC0415
-        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
 
         try:
@@ -208,22 +216,28 @@ class SQLiteDatabase(SQLDatabase):
 
         self._engine = engine
         self._stack.push_async_callback(self._dispose)
+        self._writer = await _driver(await self._connect(self._stack))
+        self._watcher = await _driver(await self._connect(self._stack))
+
+    async def _connect(self, stack: AsyncExitStack) -> AsyncConnection:
+        """Take a connection from the pool, until the stack is closed."""
+        from sqlalchemy import exc  # noqa: PLC0415 - heavy: loaded when a database is opened
+
         try:
-            self._writer = await self._keep(engine)
-            self._watcher = await self._keep(engine)
-        except DBAPIError as error:
+            return await stack.enter_async_context(self._opened().connect())
+        except exc.TimeoutError as error:
+            raise StoreTimeoutError(f"{self.url}: all of {_READERS} connections for reading are in use") from error
+        except exc.DBAPIError as error:
             cause = error.orig if isinstance(error.orig, sqlite3.Error) else error.__cause__
             if isinstance(cause, sqlite3.Error):
                 raise translate(cause, self.url) from error
             raise StoreUnavailableError(f"{self.url}: {error}") from error
 
-    async def _keep(self, engine: AsyncEngine) -> aiosqlite.Connection:
-        connection: AsyncConnection = await self._stack.enter_async_context(engine.connect())
-        return await _driver(connection)
-
     async def _dispose(self) -> None:
         engine, self._engine = self._engine, None
         self._writer = self._watcher = None
+        for driver in tuple(self._reading):  # streams that nobody ended: the pool does not close what it has lent
+            await driver.close()
         if engine is not None:
             await engine.dispose()
 
@@ -232,10 +246,12 @@ class SQLiteDatabase(SQLDatabase):
         async with self._opening:
             if self._openers == 0:
                 return
-            self._openers -= 1
-            if self._openers == 0:
-                async with self._turn:
-                    await self._stack.aclose()
+            if self._openers > 1:
+                self._openers -= 1
+                return
+            async with self._turn:
+                self._openers = 0
+                await self._stack.aclose()
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
@@ -250,6 +266,8 @@ class SQLiteDatabase(SQLDatabase):
 
     async def _call(self, driver: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
         # aiosqlite has no public way to run several statements in one hop; `_execute` has been stable since 0.11.
+        if not driver._running:
+            raise ClosedError(f"{self.url} was closed")
         try:
             result: T = await driver._execute(function, driver._conn)  # type: ignore[no-untyped-call]
             return result
@@ -257,6 +275,10 @@ class SQLiteDatabase(SQLDatabase):
             raise translate(error, self.url) from error
         except OverflowError as error:
             raise StoreError(f"{self.url}: SQLite holds integers of at most 64 bits: {error}") from error
+        except UnicodeEncodeError as error:
+            raise StoreError(
+                f"{self.url}: a text holds a lone surrogate, which is no Unicode character: {error}"
+            ) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SQLiteTransaction]:
@@ -291,20 +313,36 @@ class SQLiteDatabase(SQLDatabase):
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""
-        async with self._opened().connect() as connection:
-            driver = await _driver(connection)
+        async with self._reader() as driver:
             return await self._call(driver, lambda raw: raw.execute(sql, params).fetchall())
 
     async def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
         """Run one reading statement and yield its rows in lists of at most ``size``."""
-        async with self._opened().connect() as connection:
-            driver = await _driver(connection)
+        async with self._reader() as driver:
             cursor = await self._call(driver, lambda raw: raw.execute(sql, params))
             try:
-                while rows := await self._call(driver, lambda raw: cursor.fetchmany(size)):
+                while len(rows := await self._call(driver, lambda raw: cursor.fetchmany(size))) == size:
                     yield rows
             finally:
-                await asyncio.shield(self._call(driver, lambda raw: cursor.close()))
+                with suppress(ClosedError):
+                    await asyncio.shield(self._call(driver, lambda raw: cursor.close()))
+        # The last page holds no connection: who reads more for each of its rows cannot run the pool dry.
+        if rows:
+            yield rows
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
+        """Borrow a connection for reading."""
+        async with AsyncExitStack() as stack:
+            connection = await self._connect(stack)
+            driver = await _driver(connection)
+            self._reading.add(driver)
+            try:
+                yield driver
+            finally:
+                self._reading.discard(driver)
+                if not driver._running:  # closed under us: not to go back to a pool that is gone
+                    await connection.invalidate()
 
     async def version(self) -> int:
         """Return ``PRAGMA data_version``, which changes when any other connection has committed."""

@@ -1,0 +1,1 @@
+"""Events: what happened, the log of it, and those who are told."""

@@ -21,32 +21,36 @@ H = TypeVar("H", bound=Handler)
 class EventBus:
     """Calls handlers in the order of the log, one event at a time.
 
-    A handler that raises harms nobody: the error is logged and becomes a `HandlerFailed` event, and the next event follows.
+    A handler that raises harms nobody: the error is logged and becomes a `HandlerFailed` event, and the next event
+    follows.
     """
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._handlers: list[tuple[tuple[type[Event], ...], Handler]] = []
-        self._registered = asyncio.Event()
 
     def on(self, *types: type[Event]) -> Callable[[H], H]:
         """Return a decorator that registers a handler for these types of event (and those derived from them)."""
 
         def register(handler: H) -> H:
             self._handlers.append((types or (Event,), handler))
-            self._registered.set()
             return handler
 
         return register
 
     def off(self, handler: Handler) -> None:
         """Unregister a handler."""
-        self._handlers = [(types, each) for types, each in self._handlers if each is not handler]
+        self._handlers = [(types, each) for types, each in self._handlers if each != handler]
 
-    async def run(self) -> None:
-        """Deliver events, from now on, until cancelled."""
-        start = await self._log.last()
-        await self._registered.wait()
+    async def run(self, since: int | None = None) -> None:
+        """Deliver events, from now on or after the position ``since``, until cancelled."""
+        start = await self._log.last() if since is None else since
+        seen = 0
+        while not self._handlers:  # nothing is read, and nothing kept for who registers later
+            seen = await self._log.changed(seen)
+            head = await self._log.last()
+            if not self._handlers:
+                start = head
         async with self._log.subscribe(since=start) as events:
             async for event in events:
                 for types, handler in list(self._handlers):
@@ -58,8 +62,17 @@ class EventBus:
             result = handler(event)
             if inspect.isawaitable(result):
                 await result
-        except Exception as error:  # a handler is the user's code: whatever it raises is theirs to see, and no more
-            logger.exception("the handler %s failed on %r", describe(handler), event)
-            if not isinstance(event, HandlerFailed):
-                text = "".join(traceback.format_exception(error))
-                await self._log.publish(HandlerFailed(handler=describe(handler), event=event.seq, error=text))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            await self._failed(handler, event, error)  # not the bus was cancelled, but what the handler waited for
+        except Exception as error:  # the user's code: whatever it raises is theirs to see, and no more
+            await self._failed(handler, event, error)
+
+    async def _failed(self, handler: Handler, event: Event, error: BaseException) -> None:
+        logger.error("the handler %s failed on %r", describe(handler), event, exc_info=error)
+        if not isinstance(event, HandlerFailed):
+            # a message may hold lone surrogates (undecodable file names), which cannot be stored
+            text = "".join(traceback.format_exception(error)).encode(errors="backslashreplace").decode()
+            await self._log.publish(HandlerFailed(handler=describe(handler), event=event.seq, error=text))

@@ -18,12 +18,17 @@ _SAVE_EVERY = 100
 class Subscription:
     """An asynchronous iterator over events.
 
-    A named subscription is acknowledged: asking for the next event says that the one before has been dealt with. After a
-    crash it resumes no later than there, so an event may come again (at least once), always in order.
+    A named subscription is acknowledged: asking for the next event says that the one before has been dealt with. After
+    a crash it resumes no later than there, so an event may come again (at least once), always in order.
     """
 
     def __init__(
-        self, store: MetadataStore, types: Collection[type[Event]], topics: Collection[str], name: str | None, position: int
+        self,
+        store: MetadataStore,
+        types: Collection[type[Event]],
+        topics: Collection[str],
+        name: str | None,
+        position: int,
     ) -> None:
         self._store = store
         self._types = frozenset(_concrete(types))
@@ -116,11 +121,11 @@ class EventLog:
         Parameters
         ----------
         name
-            Makes the subscription durable: it resumes where the last one of this name stopped. Of two at once of one name
-            each sees every event.
+            Makes the subscription durable: it resumes where the last one of this name stopped. Of two at once of one
+            name each sees every event.
         since
-            Start after this ``seq``: 0 replays the whole log. None: where the named one stopped; otherwise with the next
-            event that happens.
+            Start after this ``seq``: 0 replays the whole log. None: where the named one stopped; otherwise with the
+            next event that happens.
         topics
             Only events about these tables or components.
         """
@@ -129,15 +134,16 @@ class EventLog:
         cursor = None
         if name is not None:
             if not name or len(name) > 100 or not name.isprintable():
-                raise InvalidIdentifierError(f"a subscription's name has 1 to 100 printable characters, not {name[:60]!r}")
+                raise InvalidIdentifierError(
+                    f"a subscription's name has 1 to 100 printable characters, not {name[:60]!r}"
+                )
             cursor = f"subscriber:{name}"
-        start = since
-        if start is None and cursor is not None:
-            start = await self._store.cursor(cursor)
+        stored = None if cursor is None else await self._store.cursor(cursor)
+        start = stored if since is None else since
         if start is None:
             start = await self._store.last_event()
-            if cursor is not None:
-                await self._store.commit(MoveCursor(cursor, start))
+        if cursor is not None and stored != start:
+            await self._store.commit(MoveCursor(cursor, start))
         subscription = Subscription(self._store, types, topics, cursor, start)
         try:
             yield subscription
@@ -157,6 +163,10 @@ class EventLog:
     async def forget(self, name: str) -> None:
         """Forget a durable subscription: the next of this name starts anew."""
         await self._store.commit(DeleteCursor(f"subscriber:{name}"))
+
+    async def changed(self, seen: int) -> int:
+        """Wait until something may have been published since the token ``seen`` (0 at first); return the new one."""
+        return await self._store.wait_for_commits(seen)
 
     async def last(self) -> int:
         """Return the ``seq`` of the newest event."""

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 
 from asyncdl import codec
 from asyncdl.databackend.base import Key
-from asyncdl.errors import AsyncDLError
 from asyncdl.metadata.base import AppendEvent, EventRecord
 
 _TYPES: dict[str, type[Event]] = {}
@@ -44,7 +43,9 @@ class Event:
     def change(self, first: int = 0, last: int = 0) -> AppendEvent:
         """Return the change that appends this event to the log."""
         fields = {
-            each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in {"seq", "created"}
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(self)
+            if each.name not in {"seq", "created"}
         }
         topic = str(fields.get(self.topic_field, ""))
         payload = codec.dumps(fields).decode()
@@ -52,21 +53,36 @@ class Event:
 
     @classmethod
     def from_record(cls, record: EventRecord) -> Event:
-        """Return the event that a record of the log stands for.
-
-        Raises
-        ------
-        AsyncDLError
-            Its class is not known in this process.
-        """
+        """Return the event that a record of the log stands for: an `UnknownEvent` if this process has not its class."""
         found = _TYPES.get(record.type)
         if found is None:
-            raise AsyncDLError(f"the log has an event of type {record.type!r}; import the module that defines it")
+            return UnknownEvent(
+                seq=record.seq, created=record.created, type=record.type, topic=record.topic, payload=record.payload
+            )
         return found._restore(record)
 
     @classmethod
     def _restore(cls, record: EventRecord) -> Self:
         return cls(seq=record.seq, created=record.created, **codec.loads(record.payload))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnknownEvent(Event):
+    """An event of a class that this process has not imported; another one published it.
+
+    Attributes
+    ----------
+    type
+        The name of its class.
+    payload
+        JSON of its fields.
+    """
+
+    topic_field: ClassVar[str] = "topic"
+
+    type: str
+    topic: str
+    payload: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,3 +232,44 @@ class ReconcileRequested(Event):
     topic_field: ClassVar[str] = "identifier"
 
     identifier: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeRequested(Event):
+    """Rows of a table may have changed, and which is not known: all that derives from it is to be computed again."""
+
+    topic_field: ClassVar[str] = "table"
+
+    table: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryRequested(Event):
+    """A listener's model is to be tried again on rows that it failed on.
+
+    Attributes
+    ----------
+    ids
+        The primary keys of the rows in the table that the listener's chain starts from.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    ids: list[Key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputsReplaced(Event):
+    """A new version of a listener is complete, and its outputs are read in the place of the older version's.
+
+    Attributes
+    ----------
+    identifier, uuid
+        The new version.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str

@@ -10,8 +10,8 @@ _TARGET = 0.1
 class BatchSize:
     """Grows and shrinks towards batches of a tenth of a second.
 
-    Long enough that the costs of a batch vanish, short enough that memory stays small and a shutdown soon comes to the end
-    of the one that runs.
+    Long enough that the costs of a batch vanish, short enough that memory stays small and a shutdown soon comes to the
+    end of the one that runs.
 
     Parameters
     ----------
@@ -25,9 +25,7 @@ class BatchSize:
 
     def took(self, rows: int, seconds: float) -> None:
         """Learn from a batch."""
-        if rows < self.size:
-            return
-        if seconds < _TARGET / 2:
-            self.size = min(self.size * 2, LARGEST)
-        elif seconds > _TARGET * 2:
+        if seconds > _TARGET * 2:  # too long, even if it was not full
             self.size = max(self.size // 2, self._floor)
+        elif seconds < _TARGET / 2 and rows >= self.size:
+            self.size = min(self.size * 2, LARGEST)

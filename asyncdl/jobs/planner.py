@@ -8,7 +8,16 @@ from functools import singledispatch
 from typing import Any
 
 from asyncdl.databackend.base import Key
-from asyncdl.events.types import ComponentAdded, Event, OutputsWritten, ReconcileRequested, RowsEvent
+from asyncdl.events.types import (
+    ComponentAdded,
+    Event,
+    OutputsReplaced,
+    OutputsWritten,
+    RecomputeRequested,
+    ReconcileRequested,
+    RetryRequested,
+    RowsEvent,
+)
 
 BACKFILL = "backfill"
 """Compute what has no output yet, and with ``sweep`` delete what has no source row."""
@@ -16,6 +25,17 @@ REFRESH = "refresh"
 """Bring the outputs of some rows up to date."""
 RECOMPUTE = "recompute"
 """Bring the outputs of all rows up to date."""
+
+PLANNED: tuple[type[Event], ...] = (
+    RowsEvent,
+    ComponentAdded,
+    OutputsWritten,
+    OutputsReplaced,
+    RetryRequested,
+    RecomputeRequested,
+    ReconcileRequested,
+)
+"""The events that `plan` may answer with jobs."""
 
 _IDS_IN_A_JOB = 5000
 
@@ -94,6 +114,33 @@ def _(event: OutputsWritten, listeners: Collection[InstalledListener], first: in
 
 
 @plan.register
+def _(event: RetryRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+    return [
+        Plan(REFRESH, each.uuid, event.seq, first, last, ids=tuple(event.ids))
+        for each in listeners
+        if event.identifier == each.identifier and each.active
+    ]
+
+
+@plan.register
+def _(event: OutputsReplaced, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+    return [
+        Plan(RECOMPUTE, each.uuid, event.seq, first, last)
+        for each in listeners
+        if event.identifier in each.listeners and each.active
+    ]
+
+
+@plan.register
+def _(event: RecomputeRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+    return [
+        Plan(RECOMPUTE, each.uuid, event.seq, first, last)
+        for each in listeners
+        if event.table in each.tables and not each.listeners and each.active
+    ]
+
+
+@plan.register
 def _(event: ReconcileRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"sweep": True})
@@ -106,7 +153,7 @@ def merge(plans: Iterable[Plan]) -> list[Plan]:
     """Merge plans that ask for the same, in order: ids are joined, and cut into jobs of bounded size."""
     merged: dict[tuple[str, str, str], list[Plan]] = {}
     for each in plans:
-        merged.setdefault((each.kind, each.target, repr(sorted(each.arguments))), []).append(each)
+        merged.setdefault((each.kind, each.target, repr(sorted(each.arguments.items()))), []).append(each)
     jobs: list[Plan] = []
     for (kind, target, _), group in merged.items():
         since = max(each.since for each in group)

@@ -10,9 +10,12 @@ import time
 import traceback
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
-from asyncdl.events.types import ComponentReady, JobFailed, JobSucceeded
+from asyncdl.events.types import JobFailed, JobSucceeded
+from asyncdl.jobs.planner import BACKFILL
+from asyncdl.jobs.takeover import TakeOver
 from asyncdl.jobs.work import ListenerWork, Stores
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases, SetComponentStatus
 
@@ -122,13 +125,17 @@ class Runner:
             FinishJob(job.id, self.owner, "succeeded", time.time()),
             event.change(job.first, job.last),
         ]
-        for record in await self._stores.metadata.components(uuids=[job.target]):
-            if record.status == "pending":
-                ready = ComponentReady(
-                    type_id=record.type_id, identifier=record.identifier, version=record.version, uuid=record.uuid
-                )
-                changes += [SetComponentStatus(record.uuid, "ready"), ready.change(job.first, job.last)]
-        await self._end(job, *changes)
+        if job.kind != BACKFILL:
+            await self._end(job, *changes)
+            return
+        taken_over = TakeOver(self._stores, job)
+        await taken_over.prepare()
+        async with self._stores.databackend.transaction() as tx:
+            await taken_over.drop_outputs(tx)
+            if self._stores.shared:
+                await self._end(job, *changes, *taken_over.changes, joining=tx)
+        if not self._stores.shared:
+            await self._end(job, *changes, *taken_over.changes)
 
     async def _fail(self, job: JobRecord, error: Exception) -> None:
         text = "".join(traceback.format_exception(error))
@@ -140,17 +147,22 @@ class Runner:
             return
         logger.error("job %s failed for good after %d attempts", job.id, job.attempts, exc_info=error)
         event = JobFailed(job=job.id, kind=job.kind, target=job.target, error=text, attempts=job.attempts)
-        await self._end(
-            job, FinishJob(job.id, self.owner, "failed", now, error=text), event.change(job.first, job.last)
-        )
+        changes: list[Change] = [
+            FinishJob(job.id, self.owner, "failed", now, error=text),
+            event.change(job.first, job.last),
+        ]
+        for record in await self._stores.metadata.components(uuids=[job.target]):
+            if job.kind == BACKFILL and record.status == "pending":
+                changes.append(SetComponentStatus(record.uuid, "failed"))
+        await self._end(job, *changes)
 
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
 
-    async def _end(self, job: JobRecord, *changes: Change) -> None:
+    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> None:
         with contextlib.suppress(LeaseLostError):
             try:
-                await self._stores.metadata.commit(*changes)
+                await self._stores.metadata.commit(*changes, joining=joining)
             except StoreError as error:
                 if isinstance(error, ConflictError):
                     raise

@@ -9,8 +9,8 @@ import uuid
 from asyncdl import codec
 from asyncdl.components.registry import Registry
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentAdded, ComponentEvent, Event, OutputsWritten, ReconcileRequested, RowsEvent
-from asyncdl.jobs.planner import InstalledListener, Plan, merge, plan
+from asyncdl.events.types import ComponentEvent, Event
+from asyncdl.jobs.planner import PLANNED, InstalledListener, Plan, merge, plan
 from asyncdl.metadata.base import EventRecord, JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -19,7 +19,7 @@ CURSOR = "scheduler"
 _PAGE = 500
 _PLANNED = {
     each.__name__
-    for base in (RowsEvent, ComponentAdded, OutputsWritten, ReconcileRequested)
+    for base in PLANNED
     for each in (base, *base.__subclasses__())
 }
 
@@ -72,7 +72,7 @@ class Scheduler:
             InstalledListener(
                 record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active
             )
-            for record, state in (await self._registry.listeners()).values()
+            for record, state in await self._registry.listeners()
         ]
 
     def _job(self, each: Plan) -> JobRecord:

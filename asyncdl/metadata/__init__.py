@@ -1,0 +1,1 @@
+"""The metadata store: records of components, events, jobs, cursors and intents."""

@@ -29,8 +29,8 @@ class ComponentRecord:
     fingerprint
         Hash of what it declares.
     status
-        ``"pending"`` until its set-up work has ended, then ``"ready"`` or ``"failed"``; ``"retired"`` once a newer version
-        has taken over.
+        ``"pending"`` until its set-up work has ended, then ``"ready"`` or ``"failed"``; ``"retired"`` once a newer
+        version has taken over.
     data
         JSON of what it declares; children stand in it by uuid, blobs by hash.
     created
@@ -57,7 +57,8 @@ class EventRecord:
     Parameters
     ----------
     seq
-        Its place in the total order, from 1. A reader that has seen ``seq`` has seen every smaller one that will ever be.
+        Its place in the total order, from 1. A reader that has seen ``seq`` has seen every smaller one that will ever
+        be.
     type
         The event's class name.
     topic
@@ -148,7 +149,10 @@ class IntentRecord:
 
 @dataclass(frozen=True, slots=True)
 class PutComponent:
-    """Install a component. Condition: its type, identifier and version are free, and so is its uuid."""
+    """Install a component.
+
+    Condition: its type, identifier and version are free, and so is its uuid; its children are installed.
+    """
 
     record: ComponentRecord
     children: Collection[str] = ()
@@ -245,7 +249,7 @@ class FinishJob:
 
 @dataclass(frozen=True, slots=True)
 class SetJobState:
-    """Move a job by hand. Condition: it is in one of the states ``among``. A new ``pending`` starts from no attempts."""
+    """Move a job by hand. Condition: its state is one of ``among``. A new ``pending`` starts from no attempts."""
 
     id: str
     state: JobState
@@ -286,7 +290,7 @@ class DeleteIntent:
 
 @dataclass(frozen=True, slots=True)
 class DeleteEvents:
-    """Delete the events up to and including a position."""
+    """Delete the events up to and including a position; the newest stays, so that `last_event` never goes back."""
 
     up_to: int
 
@@ -335,6 +339,12 @@ class MetadataStore(ABC):
     url: str
     """Where it is, without a password: fit for messages."""
 
+    identity: str
+    """32 hexadecimal digits that tell this store from every other, made with its schema; known once it is open.
+
+    Artifacts are kept under it, so that one datalayer's clearing away never meets another's.
+    """
+
     @abstractmethod
     async def open(self) -> None:
         """Connect; create or migrate the schema."""
@@ -354,7 +364,8 @@ class MetadataStore(ABC):
         Parameters
         ----------
         joining
-            A transaction of a databackend that this store `joins`: the changes become part of it, and **it is committed**.
+            A transaction of a databackend that this store `joins`: the changes become part of it, and **it is
+            committed**.
 
         Raises
         ------
@@ -371,7 +382,7 @@ class MetadataStore(ABC):
         """Wait until something has been committed since the token ``seen`` (0 at first), and return the new token.
 
         A wake-up may be spurious, and several commits may share one; none is missed. Commits of other processes wake
-        too.
+        too. Closing the store ends the wait with `ClosedError`.
         """
 
     @abstractmethod
@@ -427,12 +438,12 @@ class MetadataStore(ABC):
 
     @abstractmethod
     async def pending_causes(self, after: int) -> list[tuple[int, int]]:
-        """Return the distinct (first, last) of unfinished jobs, and of events after this position: what is still to be done."""
+        """Return the distinct (first, last) of unfinished jobs and of events after this position: what is to be done."""
 
     # jobs and intents
 
     @abstractmethod
-    async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value
+    async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:
         """Return jobs, oldest first."""
 
     @abstractmethod
@@ -441,7 +452,11 @@ class MetadataStore(ABC):
 
     @abstractmethod
     async def next_due(self, now: float) -> float | None:
-        """Return when the next job becomes claimable by the passing of time alone, None if none will."""
+        """Return when the next job becomes claimable by the passing of time alone, None if none will.
+
+        Jobs that are claimable ``now`` already do not count: ask `claimable` with the same ``now``, or one may be
+        overlooked.
+        """
 
     @abstractmethod
     async def intents(self) -> list[IntentRecord]:

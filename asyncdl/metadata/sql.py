@@ -6,15 +6,24 @@ import asyncio
 import contextlib
 from collections.abc import Collection, Sequence
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import bindparam as P  # noqa: N812 - a parameter, as in ":name"
-from sqlalchemy import func, insert, literal_column, or_, select, union
+from sqlalchemy import func, insert, literal_column, select, union
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError, StoreError
 from asyncdl.metadata import base
-from asyncdl.metadata.base import Change, ComponentRecord, EventRecord, IntentRecord, JobFilter, JobRecord, MetadataStore
+from asyncdl.metadata.base import (
+    Change,
+    ComponentRecord,
+    EventRecord,
+    IntentRecord,
+    JobFilter,
+    JobRecord,
+    MetadataStore,
+)
 from asyncdl.metadata.sql_changes import ChangeCompiler, claimable
 from asyncdl.metadata.sql_tables import (
     SCHEMA_VERSION,
@@ -53,6 +62,8 @@ class SQLMetadataStore(MetadataStore):
 
     async def open(self) -> None:
         """Connect; create or check the schema; watch for other processes' commits."""
+        if self._open:
+            return
         await self.database.open()
         try:
             await self._migrate()
@@ -63,35 +74,48 @@ class SQLMetadataStore(MetadataStore):
         self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
 
     async def _migrate(self) -> None:
-        tables = [Statement(str(CreateTable(table, if_not_exists=True).compile(dialect=self.database.dialect)))
-                  for table in metadata.sorted_tables]  # fmt: skip
-        indexes = [
-            Statement(str(CreateIndex(index, if_not_exists=True).compile(dialect=self.database.dialect)))
-            for table in metadata.sorted_tables
-            for index in sorted(table.indexes, key=lambda index: str(index.name))
-        ]
+        def ddl(construct: CreateTable | CreateIndex) -> Statement:
+            return Statement(str(construct.compile(dialect=self.database.dialect)))
+
         async with self.database.transaction() as tx:
-            await tx.run(*tables, *indexes)
+            # The version first: nothing else is known of the tables of another one.
+            await tx.run(ddl(CreateTable(schema, if_not_exists=True)))
             [found] = await tx.run(self._select("schema", lambda: select(schema.c.version), {}))
             if not found.rows:
-                version = self.database.statement("put_schema", lambda: insert(schema), {"version": SCHEMA_VERSION})
-                await tx.commit(version)
-            elif found.rows[0][0] != SCHEMA_VERSION:
+                for table in metadata.sorted_tables:
+                    tx.defer(ddl(CreateTable(table, if_not_exists=True)))
+                    indexes = sorted(table.indexes, key=lambda index: str(index.name))
+                    tx.defer(*(ddl(CreateIndex(index, if_not_exists=True)) for index in indexes))
+                identity = uuid4().hex
+                made = {"version": SCHEMA_VERSION, "identity": identity}
+                await tx.commit(self.database.statement("put_schema", lambda: insert(schema), made))
+                self.identity = identity
+                return
+            [version] = found.rows[0]
+            if version != SCHEMA_VERSION:
                 raise ConfigurationError(
-                    f"{self.url} has the metadata schema {found.rows[0][0]}, and this asyncdl writes {SCHEMA_VERSION}: "
+                    f"{self.url} has the metadata schema {version}, and this asyncdl writes {SCHEMA_VERSION}: "
                     "install the asyncdl that made it, or a newer one"
                 )
+            [found] = await tx.run(self._select("identity", lambda: select(schema.c.identity), {}))
+            [self.identity] = found.rows[0]
 
     async def aclose(self) -> None:
         """Stop watching and close the connections."""
         if not self._open:
             return
         self._open = False
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
-        await self.database.aclose()
+        self._wakeup.wake()  # who waits for commits learns that none will come
+        try:
+            if self._watching is not None:
+                self._watching.cancel()
+                await asyncio.wait([self._watching])
+        finally:
+            await self.database.aclose()
+
+    def _check(self) -> None:
+        if not self._open:
+            raise ClosedError(f"the metadata store {self.url} is not open")
 
     def joins(self, databackend: Any) -> bool:
         """Return whether the databackend is on the same database object."""
@@ -101,8 +125,7 @@ class SQLMetadataStore(MetadataStore):
 
     async def commit(self, *changes: Change, joining: SQLTransaction | None = None) -> list[EventRecord]:
         """Apply changes, all or none, and return the events among them."""
-        if not self._open:
-            raise ClosedError(f"the metadata store {self.url} is not open")
+        self._check()
         appended: list[tuple[int, base.AppendEvent]] = []
         statements: list[Statement] = []
         for change in changes:
@@ -134,7 +157,10 @@ class SQLMetadataStore(MetadataStore):
 
     async def wait_for_commits(self, seen: int) -> int:
         """Wait until something has been committed since ``seen``."""
-        return await self._wakeup.wait(seen)
+        self._check()
+        token = await self._wakeup.wait(seen)
+        self._check()
+        return token
 
     async def _watch(self) -> None:
         version = None
@@ -152,8 +178,7 @@ class SQLMetadataStore(MetadataStore):
         return self.database.statement(name, build, values, fetch=True)
 
     async def _rows(self, name: str, build: Any, values: dict[str, Any]) -> list[Row]:
-        if not self._open:
-            raise ClosedError(f"the metadata store {self.url} is not open")
+        self._check()
         statement = self._select(name, build, values)
         return await self.database.fetch(statement.sql, statement.params)
 
@@ -168,8 +193,8 @@ class SQLMetadataStore(MetadataStore):
         """Return the records that match all that is given."""
         given = {"type_id": type_id, "identifier": identifier, "version": version}
         values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        many = list(uuids or ())
-        values |= {f"uuid{n}": uuid for n, uuid in enumerate(many)}
+        wanted = _numbered("uuid", uuids or ())
+        values |= wanted
 
         def build() -> Any:
             query = select(components).order_by(components.c.type_id, components.c.identifier, components.c.version)
@@ -177,7 +202,7 @@ class SQLMetadataStore(MetadataStore):
                 if value is not None:
                     query = query.where(components.c[key] == P(key))
             if uuids is not None:
-                query = query.where(or_(literal_column("1=0"), *(components.c.uuid == P(f"uuid{n}") for n in range(len(many)))))
+                query = query.where(_among(components.c.uuid, wanted) if wanted else literal_column("1=0"))
             return query
 
         name = f"components{'/'.join(sorted(values))}{uuids is None}"
@@ -220,22 +245,22 @@ class SQLMetadataStore(MetadataStore):
     ) -> list[EventRecord]:
         """Return the events after a position, in order."""
         values: dict[str, Any] = {"after": after, "limit": limit}
-        values |= {f"type{n}": name for n, name in enumerate(types)}
-        values |= {f"topic{n}": topic for n, topic in enumerate(topics)}
+        kinds, places = _numbered("type", types), _numbered("topic", topics)
+        values |= kinds | places
         if up_to is not None:
             values["up_to"] = up_to
 
         def build() -> Any:
             query = select(events).where(events.c.seq > P("after")).order_by(events.c.seq).limit(P("limit"))
-            if types:
-                query = query.where(or_(*(events.c.type == P(f"type{n}") for n in range(len(types)))))
-            if topics:
-                query = query.where(or_(*(events.c.topic == P(f"topic{n}") for n in range(len(topics)))))
+            if kinds:
+                query = query.where(_among(events.c.type, kinds))
+            if places:
+                query = query.where(_among(events.c.topic, places))
             if up_to is not None:
                 query = query.where(events.c.seq <= P("up_to"))
             return query
 
-        rows = await self._rows(f"events{len(types)},{len(topics)},{up_to is None}", build, values)
+        rows = await self._rows(f"events{len(kinds)},{len(places)},{up_to is None}", build, values)
         return [
             EventRecord(seq, kind, topic, payload, created, first or seq, last or seq)
             for seq, kind, topic, payload, created, first, last in rows
@@ -248,7 +273,9 @@ class SQLMetadataStore(MetadataStore):
 
     async def cursor(self, name: str) -> int | None:
         """Return where a named cursor stands."""
-        rows = await self._rows("cursor", lambda: select(cursors.c.seq).where(cursors.c.name == P("key")), {"key": name})
+        rows = await self._rows(
+            "cursor", lambda: select(cursors.c.seq).where(cursors.c.name == P("key")), {"key": name}
+        )
         return int(rows[0][0]) if rows else None
 
     async def pending_causes(self, after: int) -> list[tuple[int, int]]:
@@ -267,8 +294,8 @@ class SQLMetadataStore(MetadataStore):
     async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value
         """Return jobs, oldest first."""
         values: dict[str, Any] = {"limit": where.limit}
-        values |= {f"state{n}": state for n, state in enumerate(where.states)}
-        values |= {f"id{n}": job for n, job in enumerate(where.ids)}
+        states, ids = _numbered("state", where.states), _numbered("id", where.ids)
+        values |= states | ids
         equal = {key: getattr(where, key) for key in ("target", "kind", "owner") if getattr(where, key) is not None}
         values |= equal
         if where.covers is not None:
@@ -278,10 +305,10 @@ class SQLMetadataStore(MetadataStore):
             query = select(jobs).order_by(jobs.c.created, jobs.c.id).limit(P("limit"))
             for key in equal:
                 query = query.where(jobs.c[key] == P(key))
-            if where.states:
-                query = query.where(or_(*(jobs.c.state == P(f"state{n}") for n in range(len(where.states)))))
-            if where.ids:
-                query = query.where(or_(*(jobs.c.id == P(f"id{n}") for n in range(len(where.ids)))))
+            if states:
+                query = query.where(_among(jobs.c.state, states))
+            if ids:
+                query = query.where(_among(jobs.c.id, ids))
             if where.covers is not None:
                 query = query.where(jobs.c.first <= P("covers"), jobs.c.last >= P("covers"))
             return query
@@ -304,7 +331,9 @@ class SQLMetadataStore(MetadataStore):
             later = select(jobs.c.not_before.label("at")).where(
                 jobs.c.state == literal_column("'pending'"), jobs.c.not_before > P("now")
             )
-            leases = select(jobs.c.lease.label("at")).where(jobs.c.state == literal_column("'running'"))
+            leases = select(jobs.c.lease.label("at")).where(
+                jobs.c.state == literal_column("'running'"), jobs.c.lease > P("now")
+            )
             return select(func.min(union(later, leases).subquery().c.at))
 
         rows = await self._rows("next_due", build, {"now": now})
@@ -312,5 +341,17 @@ class SQLMetadataStore(MetadataStore):
 
     async def intents(self) -> list[IntentRecord]:
         """Return the announced writes, oldest first."""
-        rows = await self._rows("intents", lambda: select(intents).order_by(intents.c.created), {})
+        rows = await self._rows("intents", lambda: select(intents).order_by(intents.c.created, intents.c.id), {})
         return [IntentRecord(*row) for row in rows]
+
+
+def _numbered(prefix: str, values: Collection[str]) -> dict[str, str]:
+    """Return values as named parameters; the last fills up to a power of two: few statements are compiled."""
+    filled = list(values)
+    filled += filled[-1:] * ((1 << max(len(filled) - 1, 0).bit_length()) - len(filled))
+    return {f"{prefix}{n}": value for n, value in enumerate(filled)}
+
+
+def _among(column: Any, parameters: Collection[str]) -> Any:
+    # IN, and no chain of ORs: SQLite refuses expressions more than 1000 deep
+    return column.in_([P(name) for name in parameters])

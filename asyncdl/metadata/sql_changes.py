@@ -7,7 +7,7 @@ from dataclasses import asdict
 from functools import singledispatchmethod
 from typing import Any
 
-from sqlalchemy import Table, and_, bindparam, case, delete, exists, insert, literal_column, or_, select, update
+from sqlalchemy import Table, and_, bindparam, case, delete, exists, func, insert, literal_column, or_, select, update
 
 from asyncdl.drivers.sql import SQLDatabase, Statement
 from asyncdl.errors import ComponentInUseError, LeaseLostError
@@ -60,9 +60,15 @@ class ChangeCompiler:
             ~exists().where(or_(components.c.uuid == P("uuid"), same)),
             f"{record.type_id} {record.identifier!r} version {record.version} is installed already",
         )
-        for child in change.children:
-            yield self._statement("put_link", lambda: insert(links), {"parent": record.uuid, "child": child})
-        for sha256 in change.artifacts:
+        for child in dict.fromkeys(change.children):
+            yield self._insert_if(
+                "put_link",
+                links,
+                {"parent": record.uuid, "child": child},
+                exists().where(components.c.uuid == P("child")),
+                f"component {child}, which {record.type_id} {record.identifier!r} refers to, is not installed any more",
+            )
+        for sha256 in dict.fromkeys(change.artifacts):
             values = {"component": record.uuid, "sha256": sha256}
             yield self._statement("put_artifact", lambda: insert(artifacts), values)
 
@@ -100,7 +106,9 @@ class ChangeCompiler:
     def _(self, change: base.DeleteComponent) -> Iterator[Statement]:
         values = {"key": change.uuid}
         yield self._statement("drop_links", lambda: delete(links).where(links.c.parent == P("key")), values)
-        yield self._statement("drop_artifacts", lambda: delete(artifacts).where(artifacts.c.component == P("key")), values)
+        yield self._statement(
+            "drop_artifacts", lambda: delete(artifacts).where(artifacts.c.component == P("key")), values
+        )
         yield self._statement(
             "drop_component",
             lambda: (
@@ -303,14 +311,19 @@ class ChangeCompiler:
     @statements.register
     def _(self, change: base.DeleteEvents) -> Iterator[Statement]:
         yield self._statement(
-            "drop_events", lambda: delete(events).where(events.c.seq <= P("key")), {"key": change.up_to}
+            "drop_events",
+            lambda: delete(events).where(
+                events.c.seq <= P("key"),
+                events.c.seq < select(select(func.max(events.c.seq).label("seq")).subquery().c.seq),
+            ),
+            {"key": change.up_to},
         )
 
 
 def claimable() -> Any:
     """Return the condition on a job that may be claimed at ``:now``."""
     due = and_(jobs.c.state == literal_column("'pending'"), jobs.c.not_before <= P("now"))
-    abandoned = and_(jobs.c.state == literal_column("'running'"), jobs.c.lease < P("now"))
+    abandoned = and_(jobs.c.state == literal_column("'running'"), jobs.c.lease <= P("now"))
     return or_(due, abandoned)
 
 

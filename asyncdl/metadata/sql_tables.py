@@ -14,7 +14,12 @@ metadata = MetaData()
 # An autoincrementing key on every dialect: SQLite only counts up without reuse on a plain INTEGER.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
-schema = Table("_asyncdl_schema", metadata, Column("version", Integer, primary_key=True))
+schema = Table(
+    "_asyncdl_schema",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("identity", String(32), nullable=False),
+)
 
 components = Table(
     "_asyncdl_components",

@@ -1,0 +1,85 @@
+"""Which artifacts are in use, so that those that are not can be deleted.
+
+An artifact is written before the commit that refers to it, and deleted after the commit that drops the last reference. Two
+processes could meet in between: one finds an artifact there and does not write it, the other deletes it. So each announces
+what it is about to do, and then looks for the other's announcement: whoever comes second sees the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from asyncdl.artifact_store.base import ArtifactStore
+from asyncdl.errors import ConflictError
+from asyncdl.intents import Intents
+from asyncdl.metadata.base import Change, DeleteIntent, MetadataStore
+
+_ADDING, _COLLECTING = "adding artifacts", "collecting artifacts"
+
+
+class ArtifactLeases:
+    """Keeps artifacts that are being added from being deleted, and deletes those that nothing refers to."""
+
+    def __init__(self, metadata: MetadataStore, artifact_store: ArtifactStore, intents: Intents) -> None:
+        self._metadata = metadata
+        self._artifact_store = artifact_store
+        self._intents = intents
+
+    @asynccontextmanager
+    async def held(self, hashes: Collection[str]) -> AsyncIterator[list[Change]]:
+        """Hold artifacts, there or still to be written, until the changes yielded are committed, or the block fails."""
+        if not hashes:
+            yield []
+            return
+        intent = await self._intents.announce(_ADDING, hashes=sorted(hashes))
+        try:
+            await self._until_collected(set(hashes))
+            yield [intent]
+        except BaseException:
+            await self._withdraw(intent)
+            raise
+        finally:
+            self._intents.settled(intent)
+
+    async def _until_collected(self, hashes: set[str]) -> None:
+        """Wait while somebody may be deleting these."""
+        seen = 0
+        while True:
+            seen = await self._metadata.wait_for_commits(seen)
+            collecting = await self._intents.read(_COLLECTING)
+            if not any(alive and hashes & set(details["hashes"]) for _, details, alive in collecting):
+                return
+
+    async def collect(self, candidates: Collection[str]) -> list[str]:
+        """Delete those of these artifacts that nothing refers to; return them."""
+        if not candidates:
+            return []
+        intent = await self._intents.announce(_COLLECTING, hashes=sorted(candidates))
+        try:
+            used = await self._metadata.artifacts()
+            for _, details, alive in await self._intents.read(_ADDING):
+                if alive:
+                    used |= set(details["hashes"])
+            gone = sorted(set(candidates) - used)
+            for sha256 in gone:
+                await self._artifact_store.delete(sha256)
+        finally:
+            await self._withdraw(intent)
+            self._intents.settled(intent)
+        return gone
+
+    async def recover(self) -> None:
+        """Take up what processes that died left: half-finished deletions, and artifacts of additions that never were."""
+        left: set[str] = set()
+        for kind in (_COLLECTING, _ADDING):
+            for record, details, alive in await self._intents.read(kind):
+                if not alive:
+                    left |= set(details["hashes"])
+                    await self._withdraw(DeleteIntent(record.id))
+        await self.collect(left)
+
+    async def _withdraw(self, intent: DeleteIntent) -> None:
+        with contextlib.suppress(ConflictError):  # it was committed after all, or another process has recovered it
+            await self._metadata.commit(intent)

@@ -1,0 +1,70 @@
+"""The command line: ``asyncdl``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.pretty import Pretty
+from rich.table import Table
+
+from asyncdl import demo as demonstration
+from asyncdl.connect import connect
+from asyncdl.errors import AsyncDLError
+from asyncdl.settings import Settings, defaults, redact
+
+app = typer.Typer(
+    help="An asynchronous, event-driven datalayer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console()
+
+
+@app.command()
+def demo() -> None:
+    """Follow Python's own language reference through two chained listeners, in a temporary folder."""
+    asyncio.run(demonstration.run(console))
+
+
+@app.command()
+def show(
+    type_id: Annotated[str | None, typer.Argument(help="A type of component, such as 'model'.")] = None,
+    identifier: Annotated[str | None, typer.Argument(help="A component of this type.")] = None,
+    version: Annotated[int | None, typer.Argument(help="One of its versions; -1: the newest.")] = None,
+    databackend: Annotated[str | None, typer.Option(help="The databackend's URI; by default as the settings say.")] = None,
+) -> None:
+    """Tell what is installed."""
+
+    async def look() -> Any:
+        async with connect(databackend) as db:
+            return await db.show(type_id, identifier, version)
+
+    found = asyncio.run(look())
+    if isinstance(found, dict):
+        console.print(Pretty(found))
+    else:
+        for each in found:
+            console.print(f"{each['type_id']} {each['identifier']}" if isinstance(each, dict) else each)
+
+
+@app.command()
+def settings() -> None:
+    """Print the settings in force here, with what each means."""
+    table = Table("setting", "value", "meaning")
+    for name, field in Settings.model_fields.items():
+        table.add_row(name, redact(str(getattr(defaults(), name))), field.description or "")
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line; an error of asyncdl's is told in a line, without a traceback."""
+    try:
+        app()
+    except AsyncDLError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

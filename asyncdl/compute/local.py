@@ -1,0 +1,247 @@
+"""Compute in this process and its children."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask
+from asyncdl.compute.calling import Stop, run, target
+from asyncdl.compute.coroutines import Lane, Pace, is_ours
+from asyncdl.compute.pool import Child
+from asyncdl.compute.workers import Workers, in_time
+from asyncdl.errors import ClosedError, ModelError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class LocalComputeBackend(ComputeBackend):
+    """Runs plain functions on threads or in child processes, and coroutine functions on the event loop.
+
+    Parameters
+    ----------
+    threads, processes
+        Batches of plain functions under way at once. Default: as many as this process may use processors.
+    grace
+        Seconds that `aclose` waits for what cannot be interrupted: a thread within a model's call, a coroutine that
+        catches its cancellation. After them it is left behind (threads are daemons and keep no process from ending).
+    """
+
+    url = "local"
+
+    def __init__(self, threads: int | None = None, processes: int | None = None, *, grace: float = 5.0) -> None:
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._threads = threads if threads is not None else processors
+        self._processes = processes if processes is not None else processors
+        if self._threads < 1 or self._processes < 1:
+            raise ValueError(f"threads and processes must be positive, not {threads} and {processes}")
+        self._grace = grace
+        self._running: _Running | None = None
+
+    async def open(self, loader: ModelLoader) -> None:
+        """Get ready; threads and processes are started when there is work for them."""
+        if self._running is None:
+            self._running = _Running(loader, self._threads, self._processes)
+
+    async def aclose(self) -> None:
+        """Cancel what is queued or runs, and end all threads and processes; closing twice is allowed."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            await running.aclose(self._grace)
+
+    def submit(self, task: ModelTask) -> ComputeFuture:
+        """Start a task as soon as there is room."""
+        if self._running is None:
+            raise ClosedError("the compute backend 'local' is not open")
+        return self._running.submit(task)
+
+    def forget(self, uuid: str) -> None:
+        """Drop a model here and in all children; batches under way keep theirs."""
+        if self._running is not None:
+            self._running.forget(uuid)
+
+    @property
+    def parallelism(self) -> int:
+        """How many batches are worth having under way at once."""
+        return max(self._threads, self._processes)
+
+
+class _Running:
+    """What exists between `open` and `aclose`."""
+
+    def __init__(self, loader: ModelLoader, threads: int, processes: int) -> None:
+        self._models: _Cache[Any] = _Cache(loader, self._spawn)
+        self._payloads: _Cache[bytes] = _Cache(loader.payload, self._spawn)
+        self._threads = Workers("asyncdl-model", threads, _Interruptible)
+        self._children = Workers("asyncdl-process", processes, Child)
+        self._pace = Pace()
+        self._lanes: dict[str, Lane] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._futures: set[_LocalFuture] = set()
+
+    def submit(self, task: ModelTask) -> ComputeFuture:
+        run_it = {"loop": self._on_loop, "thread": self._on_thread, "process": self._in_process}[task.call.placement]
+        future = _LocalFuture(self._spawn(run_it(task), name=f"asyncdl: {task.key}"))
+        self._futures.add(future)
+        future.result.add_done_callback(lambda _: self._futures.discard(future))
+        return future
+
+    def forget(self, uuid: str) -> None:
+        self._models.forget(uuid)
+        self._payloads.forget(uuid)
+        self._children.tell(lambda child: child.forget(uuid))
+        if uuid in self._lanes and self._lanes[uuid].idle:
+            del self._lanes[uuid]
+
+    async def aclose(self, grace: float) -> None:
+        for future in list(self._futures):
+            future.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            _, stubborn = await asyncio.wait(self._tasks, timeout=grace)
+            if stubborn:
+                logger.warning(
+                    "%d calls of coroutine models ignore their cancellation and are left behind", len(stubborn)
+                )
+        await asyncio.gather(self._threads.aclose(grace), self._children.aclose(grace))
+
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _on_loop(self, task: ModelTask) -> list[Any]:
+        function = target(await self._models.get(task.call), task.call)
+        lane = self._lanes.get(task.call.uuid)
+        if lane is None:
+            lane = self._lanes[task.call.uuid] = Lane(task.call.max_concurrency, self._pace, self._spawn)
+        return await lane.run(function, task.call, task.inputs)
+
+    async def _on_thread(self, task: ModelTask) -> list[Any]:
+        function = target(await self._models.get(task.call), task.call)
+
+        def work(stop: Stop) -> list[Any]:
+            return run(function, task.call, task.inputs, stop)
+
+        async with self._threads.lease() as worker:
+            try:
+                return await in_time(self._threads, worker, work, task.call.timeout)
+            except TimeoutError:
+                hint = (
+                    "a thread cannot be stopped within a call, and may go on for a while; run such a model in a process"
+                )
+                raise ModelError(f"{_late(task)}: {hint}") from None
+
+    async def _in_process(self, task: ModelTask) -> list[Any]:
+        call, inputs = task.call, task.inputs
+        payload = await self._payloads.get(call)
+        async with self._children.lease() as worker:
+            # In two steps: starting an interpreter and importing the model's packages is not the batch's time.
+            await worker.run(lambda child: child.load(call, payload))
+            try:
+                return await in_time(self._children, worker, lambda child: child.call(call, inputs), call.timeout)
+            except TimeoutError:
+                raise ModelError(f"{_late(task)}: its process was killed") from None
+
+
+def _late(task: ModelTask) -> str:
+    return f"model {task.call.uuid} did not finish a batch of {len(task.inputs)} within {task.call.timeout:g} s"
+
+
+class _Interruptible(Stop):
+    """A thread's `Resource`: it ends at the next row."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        self.requested = False
+
+    def interrupt(self) -> None:
+        self.requested = True
+
+    def close(self) -> None:
+        pass
+
+
+class _LocalFuture(ComputeFuture):
+    def __init__(self, task: asyncio.Task[list[Any]]) -> None:
+        # A future of its own beside the task: a cancellation holds at once, even if a model's code will not hear of it.
+        self.result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._task = task
+        task.add_done_callback(self._finished)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return asyncio.shield(self.result).__await__()
+
+    def cancel(self) -> bool:
+        if self.result.done():
+            return False
+        self.result.cancel()
+        self._task.cancel()
+        return True
+
+    def done(self) -> bool:
+        return self.result.done()
+
+    def _finished(self, task: asyncio.Task[list[Any]]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if self.result.done():
+            return
+        if task.cancelled():
+            self.result.cancel()
+        elif error is not None:
+            self.result.set_exception(error)
+            self.result.exception()  # whether anybody awaits it is the caller's affair: no warning
+        else:
+            self.result.set_result(task.result())
+
+
+class _Cache(Generic[T]):
+    """Loads something once for each model, however many ask; a failure is not kept."""
+
+    def __init__(
+        self, load: Callable[[ModelCall], Awaitable[T]], spawn: Callable[[Coroutine[Any, Any, T]], asyncio.Task[T]]
+    ) -> None:
+        self._load = load
+        self._spawn = spawn
+        self._loads: dict[str, asyncio.Task[T]] = {}
+
+    async def get(self, call: ModelCall) -> T:
+        """Return what is loaded.
+
+        Raises
+        ------
+        ModelError
+            It could not be loaded.
+        """
+        load = self._loads.get(call.uuid)
+        if load is None:
+            load = self._loads[call.uuid] = self._spawn(self._loading(call))
+            load.add_done_callback(partial(self._loaded, call.uuid))
+        return await asyncio.shield(load)
+
+    async def _loading(self, call: ModelCall) -> T:
+        try:
+            return await self._load(call)
+        except ModelError:
+            raise
+        except BaseException as error:  # also the SystemExit of a module that is imported
+            if is_ours(error):
+                raise
+            raise ModelError(f"model {call.uuid} cannot be loaded: {type(error).__name__}: {error}") from error
+
+    def _loaded(self, uuid: str, load: asyncio.Task[T]) -> None:
+        failed = load.cancelled() or load.exception() is not None
+        if failed and self._loads.get(uuid) is load:
+            del self._loads[uuid]
+
+    def forget(self, uuid: str) -> None:
+        self._loads.pop(uuid, None)

@@ -1,0 +1,230 @@
+"""Connecting: URIs become backends, and backends a datalayer. The one place where things are put together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+from asyncdl import progress
+from asyncdl.artifact_store.base import ArtifactStore
+from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
+from asyncdl.compute.base import ComputeBackend
+from asyncdl.compute.local import LocalComputeBackend
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.sql import SQLDataBackend
+from asyncdl.datalayer import Datalayer
+from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.sql import SQLDatabase
+from asyncdl.drivers.sqlite import SQLiteDatabase
+from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
+from asyncdl.jobs.runner import RunnerOptions
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.sql import SQLMetadataStore
+from asyncdl.settings import Settings, defaults, redact
+
+_ARTIFACTS = "filesystem://.asyncdl/artifacts/"
+
+
+def connect(
+    databackend: str | DataBackend | None = None,
+    *,
+    metadata_store: str | MetadataStore | None = None,
+    artifact_store: str | ArtifactStore | None = None,
+    compute: str | ComputeBackend | None = None,
+    **settings: Any,
+) -> Connecting:
+    """Connect to a databackend, and to what belongs to it.
+
+    ``async with asyncdl.connect(...) as db:`` closes the datalayer at the end of the block; ``db = await asyncdl.connect(...)``
+    leaves that to ``await db.aclose()``.
+
+    Parameters
+    ----------
+    databackend
+        Where the rows are: a URI (``"sqlite://app.db"``), or a ready databackend. Default: ``.asyncdl/asyncdl.db``.
+    metadata_store
+        Where components, events and jobs are. Default: in the databackend's own database.
+    artifact_store
+        Where models are. Default: ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a folder of its own.
+    compute
+        Where models run. Default: ``"local"``.
+    **settings
+        The other fields of `asyncdl.Settings`.
+
+    Raises
+    ------
+    ConfigurationError
+        At once, when a setting or URI cannot be used.
+    StoreUnavailableError
+        On entering or awaiting, when a store cannot be reached.
+
+    Notes
+    -----
+    A backend that is handed over ready is open already, and is not closed.
+    """
+    ready = {
+        "databackend": _ready(databackend, DataBackend),
+        "metadata_store": _ready(metadata_store, MetadataStore),
+        "artifact_store": _ready(artifact_store, ArtifactStore),
+        "compute": _ready(compute, ComputeBackend),
+    }
+    given = {"databackend": databackend, "metadata_store": metadata_store, "artifact_store": artifact_store, "compute": compute}
+    uris = {name: None if ready[name] is not None else value for name, value in given.items()}
+    return Connecting(defaults().replaced(**uris, **settings), ready)
+
+
+def _ready(value: Any, kind: type) -> Any:
+    if value is None or isinstance(value, str):
+        return None
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{value!r} is neither a URI nor a ready {kind.__name__}")
+    return value
+
+
+class Connecting:
+    """A datalayer that is to be opened: await it, or enter it with ``async with``."""
+
+    def __init__(self, settings: Settings, ready: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._ready = ready
+        self._plan = _Plan(settings, ready)
+        self._opened: Datalayer | None = None
+
+    def __await__(self) -> Generator[Any, None, Datalayer]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Datalayer:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._opened is not None:
+            await self._opened.aclose()
+
+    async def _open(self) -> Datalayer:
+        if self._opened is not None:
+            raise ClosedError("this connection has been opened already; call asyncdl.connect again for another")
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            plan = self._plan
+            databackend, metadata = plan.stores(stack)
+            if self._ready["databackend"] is None:
+                await databackend.open()
+                stack.push_async_callback(databackend.aclose)
+            if self._ready["metadata_store"] is None:
+                await metadata.open()
+                stack.push_async_callback(metadata.aclose)
+            artifact_store = self._ready["artifact_store"]
+            if artifact_store is None:
+                artifact_store = FilesystemArtifactStore(plan.artifacts / metadata.identity)
+                await artifact_store.open()
+                stack.push_async_callback(artifact_store.aclose)
+            db = Datalayer(
+                databackend,
+                artifact_store,
+                metadata,
+                self._ready["compute"] or LocalComputeBackend(settings.threads, settings.processes),
+                datatypes=databackend.datatypes,
+                allow_pickle=settings.pickle,
+                max_attempts=settings.job_max_attempts,
+                runner=RunnerOptions(settings.job_concurrency, settings.job_lease, settings.job_backoff),
+                show=progress.show if progress.wanted(settings.progress) else None,
+            )
+            await db.open()
+            db.closes(stack)
+        self._opened = db
+        return db
+
+    def __repr__(self) -> str:
+        return f"<asyncdl.connect to {redact(self._settings.databackend)}, not open yet>"
+
+
+class _Plan:
+    """Which stores the settings ask for: read from the URIs before anything is opened."""
+
+    def __init__(self, settings: Settings, ready: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._databackend: DataBackend | None = ready["databackend"]
+        self._metadata: MetadataStore | None = ready["metadata_store"]
+        self._data_path = None if self._databackend is not None else _sqlite_path(settings.databackend, "databackend")
+        self._own_metadata = self._metadata is None and settings.metadata_store is not None
+        self._metadata_path = _sqlite_path(str(settings.metadata_store), "metadata store") if self._own_metadata else None
+        self.artifacts = _folder(settings.artifact_store or _ARTIFACTS)
+        if ready["compute"] is None and settings.compute not in {"local", "local://"}:
+            raise UnknownSchemeError(_unknown(settings.compute, "compute backend", "local"))
+
+    def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
+        """Return databackend and metadata store, still to be opened; on one database where both are the same file."""
+        databackend, metadata = self._databackend, self._metadata
+        if databackend is None:
+            database: SQLDatabase = SQLiteDatabase(self._data_path or _temporary(stack))
+            if isinstance(metadata, SQLMetadataStore) and _same(metadata.database, database):
+                database = metadata.database
+            databackend = SQLDataBackend(database, Datatypes(self._settings.pickle))
+        if metadata is None:
+            metadata = SQLMetadataStore(self._metadata_database(databackend, stack))
+        return databackend, metadata
+
+    def _metadata_database(self, databackend: DataBackend, stack: AsyncExitStack) -> SQLDatabase:
+        shared = getattr(databackend, "database", None)
+        if not self._own_metadata:
+            return shared if isinstance(shared, SQLDatabase) else SQLiteDatabase(".asyncdl/metadata.db")
+        database = SQLiteDatabase(self._metadata_path or _temporary(stack))
+        return shared if isinstance(shared, SQLDatabase) and _same(shared, database) else database
+
+
+def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
+    paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
+    return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
+
+
+def _temporary(stack: AsyncExitStack) -> Path:
+    """Return a path that goes away with the datalayer.
+
+    ``sqlite://:memory:`` is served from a temporary file: in SQLite a database in memory belongs to one connection.
+    """
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asyncdl-", ignore_cleanup_errors=True))
+    return Path(folder) / "memory.db"
+
+
+def _split(uri: str, what: str) -> tuple[str, str]:
+    scheme, found, rest = uri.partition("://")
+    if not found:
+        raise ConfigurationError(f"{redact(uri)!r} is no URI for a {what}; one looks like 'sqlite://app.db'")
+    return scheme.lower(), rest
+
+
+def _unknown(uri: str, what: str, served: str) -> str:
+    scheme = uri.partition("://")[0]
+    return f"no {what} serves {scheme!r} (from {redact(uri)!r}); there is {served}"
+
+
+def _sqlite_path(uri: str, what: str) -> Path | None:
+    """Return the file that a URI means, None for a database in memory.
+
+    ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
+    """
+    scheme, rest = _split(uri, what)
+    if scheme != "sqlite":
+        raise UnknownSchemeError(_unknown(uri, what, "sqlite://"))
+    if "?" in rest or "#" in rest:
+        raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
+    path = unquote(rest.removeprefix("/"))
+    if path in {"", ":memory:"}:
+        return None
+    return Path(path)
+
+
+def _folder(uri: str) -> Path:
+    scheme, rest = _split(uri, "artifact store")
+    if scheme not in {"filesystem", "file"}:
+        raise UnknownSchemeError(_unknown(uri, "artifact store", "filesystem://"))
+    if not rest:
+        raise ConfigurationError(f"{uri!r} names no folder; one looks like 'filesystem://./data'")
+    return Path(unquote(rest))

@@ -1,0 +1,150 @@
+"""What differs between SQL databases, in one class per database."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asyncdl.databackend.base import TableSchema
+from asyncdl.datatypes import Parsed
+from asyncdl.drivers.sql import Row, SQLTransaction
+
+Fetch = Callable[[str, Sequence[Any]], Awaitable[list[Row]]]
+"""Runs one reading statement: outside transactions, or in one of them."""
+
+ToStorage = Callable[[Any], Any]
+"""Returns what the driver is given for a value that has passed its datatype's check and is not None."""
+
+FromStorage = Callable[[Sequence[Any]], Sequence[Any]]
+"""Returns the values of a column as the driver returned them, None among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A table as the database has it.
+
+    Parameters
+    ----------
+    schema
+        Its columns and key.
+    numbered
+        Whether the database makes primary keys itself.
+    """
+
+    schema: TableSchema
+    numbered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReflectedColumn:
+    """A column as the database describes it."""
+
+    name: str
+    datatype: str
+    key: int
+    numbered: bool
+
+
+class SQLDialect(ABC):
+    """One database's SQL.
+
+    Note for implementers: what `to_storage` makes of two values must compare in the database as the values do, with what
+    `compile` makes of expressions and literals of their datatype.
+    """
+
+    mark = "?"
+    """The placeholder of a parameter."""
+
+    largest_list = 512
+    """How many keys one statement names at most."""
+
+    @abstractmethod
+    def quote(self, name: str) -> str:
+        """Return a name as SQL quotes it."""
+
+    @abstractmethod
+    def column_type(self, datatype: Parsed) -> str:
+        """Return the SQL type in which a datatype is stored."""
+
+    @abstractmethod
+    def to_storage(self, datatype: Parsed) -> ToStorage | None:
+        """Return what turns a checked value into what the driver takes; None: the driver takes it as it is."""
+
+    @abstractmethod
+    def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
+        """Return what turns a column into Python's values; None: the driver returns them.
+
+        Parameters
+        ----------
+        computed
+            Whether the database made the values from others, in a query.
+        """
+
+    @abstractmethod
+    def dtype(self, datatype: Parsed) -> str:
+        """Return how ibis is told of a column."""
+
+    @abstractmethod
+    def compile(self, expression: Any) -> str:
+        """Return an ibis expression's SQL; takes milliseconds."""
+
+    @abstractmethod
+    async def tables(self, fetch: Fetch) -> list[str]:
+        """Return the names of all tables and views."""
+
+    @abstractmethod
+    async def reflect(self, fetch: Fetch, table: str) -> list[ReflectedColumn]:
+        """Return a table's columns, none if there is no such table."""
+
+    @abstractmethod
+    async def schema_version(self, fetch: Fetch) -> Any:
+        """Return what changes whenever anybody has created, altered or dropped a table."""
+
+    @abstractmethod
+    def create_table(self, table: TableSchema, types: Sequence[str], *, not_null: Sequence[str] = ()) -> str:
+        """Return the statement that creates a table, if there is none, whose columns have these SQL types."""
+
+    @abstractmethod
+    async def number(self, tx: SQLTransaction, table: str, column: str, count: int) -> list[int]:
+        """Return that many new keys of a numbered table, in order; no other transaction gets them."""
+
+    @abstractmethod
+    def is_query_error(self, error: BaseException) -> bool:
+        """Return whether the driver's error is about the statement itself: it names what there is not."""
+
+    # what most have in common
+
+    def quoted(self, names: Sequence[str], of: str = "") -> str:
+        """Return names quoted, with commas between them; ``of`` is the alias of their table."""
+        return ", ".join(f"{of}.{self.quote(name)}" if of else self.quote(name) for name in names)
+
+    def tuple_of(self, names: Sequence[str], of: str = "") -> str:
+        """Return a key's columns: one by itself, several as a row value."""
+        return self.quoted(names, of) if len(names) == 1 else f"({self.quoted(names, of)})"
+
+    def marks(self, count: int) -> str:
+        """Return placeholders for a row: one by itself, several as a row value."""
+        return self.mark if count == 1 else f"({', '.join([self.mark] * count)})"
+
+    def equal(self, names: Sequence[str], left: str, right: str) -> str:
+        """Return the condition that two tables' columns of these names are equal."""
+        return " AND ".join(f"{left}.{self.quote(name)} = {right}.{self.quote(name)}" for name in names)
+
+    def in_list(self, names: Sequence[str], count: int, of: str = "") -> str:
+        """Return the condition that a key is one of ``count`` parameters."""
+        if len(names) == 1:
+            return f"{self.quoted(names, of)} IN ({', '.join([self.mark] * count)})"
+        return f"{self.tuple_of(names, of)} IN (VALUES {', '.join([self.marks(len(names))] * count)})"
+
+    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], changed: Sequence[str], where: str = "") -> str:
+        """Return an insert that sets the ``changed`` columns of the row that is there."""
+        start = (
+            f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}) "
+            f"VALUES ({', '.join([self.mark] * len(columns))}) ON CONFLICT ({self.quoted(key)}) DO "
+        )
+        if not changed:
+            return f"{start}NOTHING"
+        sets = ", ".join(f"{self.quote(name)} = excluded.{self.quote(name)}" for name in changed)
+        return f"{start}UPDATE SET {sets}{where}"

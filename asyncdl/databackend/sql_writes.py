@@ -1,0 +1,246 @@
+"""The user's writes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
+from asyncdl.databackend.sql_catalog import SQLCatalog
+from asyncdl.databackend.sql_expressions import ResultColumn
+from asyncdl.databackend.sql_rows import IdMaker, RowEncoder, check_columns, columns_of, infer_schema
+from asyncdl.databackend.sql_values import Values
+from asyncdl.datatypes import parse
+from asyncdl.drivers.sql import SQLTransaction, Statement
+from asyncdl.errors import DatatypeError, QueryError, TableNotFoundError
+
+_INLINE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A query's SQL, the columns that it yields, and those that identify its rows."""
+
+    sql: str
+    columns: tuple[ResultColumn, ...]
+    key: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(each.name for each in self.columns)
+
+
+class Compile(Protocol):
+    """Compiles a query (`SQLDataBackend`)."""
+
+    async def __call__(
+        self,
+        query: ReadQuery,
+        outputs: Mapping[str, OutputTable],
+        *,
+        use: str = "read",
+        keyed: tuple[str, ...] = (),
+        tx: SQLTransaction | None = None,
+    ) -> Compiled:
+        """Return its SQL.
+
+        Parameters
+        ----------
+        use
+            ``"read"``; ``"work"``: the order of the rows means nothing; ``"value"``: the query is of one column, which is called
+            ``value`` and has the columns of ``keyed`` beside it (a scalar has not).
+        """
+
+
+Run = Callable[[SQLTransaction, Statement], Awaitable[list[Row]]]
+
+
+class SQLWriter:
+    """Inserts, upserts, updates and deletes.
+
+    Parameters
+    ----------
+    compile
+        Compiles queries.
+    call
+        Runs a function that takes long on a thread.
+    run
+        Runs one statement in a transaction, its errors being the query's.
+    """
+
+    def __init__(
+        self,
+        catalog: SQLCatalog,
+        values: Values,
+        compile: Compile,  # noqa: A002 - what it does
+        call: Callable[[Callable[[], Any]], Awaitable[Any]],
+        run: Run,
+    ) -> None:
+        self._catalog = catalog
+        self._values = values
+        self._dialect = values.dialect
+        self._compile = compile
+        self._call = call
+        self._run = run
+        self._encoder = RowEncoder(values, IdMaker())
+
+    async def write(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction) -> Written:
+        """Do what a request asks for, on a transaction."""
+        if request.kind in {"insert", "upsert"}:
+            return await self._put(request, tx)
+        if request.kind == "update":
+            return await self._update(request, outputs, tx)
+        return await self._delete(request, outputs, tx)
+
+    # rows
+
+    async def _put(self, request: WriteRequest, tx: SQLTransaction) -> Written:
+        rows = request.rows
+        found = await self._catalog.table(request.table, tx)
+        if not rows:
+            if found is None:
+                raise TableNotFoundError(f"there is no table {request.table!r}, and no rows that it could be made of")
+            return Written([])
+        columns: dict[str, Sequence[Any]] = await self._maybe_call(len(rows), lambda: columns_of(rows))
+        created = None
+        if found is None:
+            schema = await self._maybe_call(len(rows), lambda: infer_schema(request.table, columns))
+            numbered = parse(schema.columns[schema.primary_key[0]]).text == "int64"
+        else:
+            schema, numbered = found.schema, found.numbered
+        if request.kind == "upsert" and not schema.primary_key:
+            raise QueryError(f"table {schema.name!r} has no primary key, which upsert needs")
+        check_columns(schema, columns)
+        numbers = None
+        if numbered and (lacking := self._encoder.lacking(schema, columns)):
+            numbers = await self._numbers(schema, columns, lacking, found is not None, tx)
+        statements, ids = await self._maybe_call(len(rows), lambda: self._encode(request, schema, columns, numbers))
+        if found is None:
+            created = schema
+            await self._catalog.create(schema, tx)
+        tx.defer(*statements)
+        return Written(ids, created)
+
+    async def _numbers(
+        self, schema: TableSchema, columns: Mapping[str, Sequence[Any]], count: int, exists: bool, tx: SQLTransaction
+    ) -> list[int]:
+        name = schema.primary_key[0]
+        given = [each for each in columns.get(name, ()) if isinstance(each, int)]
+        numbers = await self._dialect.number(tx, schema.name, name, count) if exists else list(range(1, count + 1))
+        shift = max(0, max(given, default=0) - numbers[0] + 1)
+        return [each + shift for each in numbers]
+
+    def _encode(
+        self, request: WriteRequest, schema: TableSchema, columns: dict[str, Sequence[Any]], numbers: list[int] | None
+    ) -> tuple[list[Statement], list[Key]]:
+        keyed = self._encoder.keyed(schema, columns, len(request.rows), numbers)
+        inserting = request.kind == "insert"
+        ids, stored = self._encoder.encode(schema, keyed, unique=inserting)
+        if inserting:
+            return [self._encoder.insert(schema, stored)], ids
+        return self._encoder.upsert(schema, stored, keyed), list(dict.fromkeys(ids))
+
+    async def _maybe_call(self, rows: int, function: Callable[[], Any]) -> Any:
+        return await self._call(function) if rows > _INLINE else function()
+
+    # queries
+
+    async def _update(
+        self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction
+    ) -> Written:
+        schema = await self._keyed_table(request, tx)
+        check_columns(schema, request.changes)
+        if not request.changes:
+            raise QueryError(f"an update of {schema.name!r} names no column that is to change")
+        for name in request.changes:
+            if name in schema.primary_key:
+                raise QueryError(f"{name!r} is the primary key of {schema.name!r}, which an update cannot change; delete and insert")
+        sets, sources, params = await self._changes(schema, request.changes, outputs, tx)
+        table = self._dialect.quote(schema.name)
+        conditions = [self._dialect.equal(schema.primary_key, table, alias) for alias in sources]
+        if request.where is not None:
+            conditions.append(await self._where(schema, request.where, outputs, tx))
+        sql = f"UPDATE {table} SET {', '.join(sets)}"  # noqa: S608 - quoted
+        if sources:
+            sql += f" FROM {', '.join(f'({source}) AS {alias}' for alias, source in sources.items())}"
+        if conditions:
+            sql += f" WHERE {' AND '.join(conditions)}"
+        return await self._returning(schema, sql, params, tx)
+
+    async def _changes(
+        self, schema: TableSchema, changes: Mapping[str, Any], outputs: Mapping[str, OutputTable], tx: SQLTransaction
+    ) -> tuple[list[str], dict[str, str], list[Any]]:
+        """Return what is set, the subqueries (by alias) that it is set from, and the parameters."""
+        sets: list[str] = []
+        sources: dict[str, str] = {}
+        params: list[Any] = []
+        for name, change in changes.items():
+            datatype, column = schema.columns[name], self._dialect.quote(name)
+            if not hasattr(change, "build"):
+                sets.append(f"{column} = {self._dialect.mark}")
+                params.append(self._values.encode_one(datatype, change, f"column {name!r}"))
+                continue
+            compiled = await self._compile(change, outputs, use="value", keyed=schema.primary_key, tx=tx)
+            value = compiled.columns[-1]
+            if not _fits(value.datatype, datatype):
+                raise DatatypeError(f"column {name!r} is {datatype}, and cannot be set to an expression that is {value.datatype}")
+            if len(compiled.columns) == 1:
+                sets.append(f"{column} = ({compiled.sql})")
+            else:
+                alias = f"n{len(sources)}"
+                sources[alias] = compiled.sql
+                sets.append(f"{column} = {alias}.{self._dialect.quote(value.name)}")
+        return sets, sources, params
+
+    async def _delete(
+        self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction
+    ) -> Written:
+        schema = await self._keyed_table(request, tx)
+        sql = f"DELETE FROM {self._dialect.quote(schema.name)}"  # noqa: S608 - quoted
+        if request.where is not None:
+            sql += f" WHERE {await self._where(schema, request.where, outputs, tx)}"
+        return await self._returning(schema, sql, [], tx)
+
+    async def _keyed_table(self, request: WriteRequest, tx: SQLTransaction) -> TableSchema:
+        schema = (await self._catalog.existing(request.table, tx)).schema
+        if not schema.primary_key:
+            raise QueryError(
+                f"table {schema.name!r} has no primary key: rows that an {request.kind} concerns cannot be told from others"
+            )
+        return schema
+
+    async def _where(
+        self, schema: TableSchema, where: ReadQuery, outputs: Mapping[str, OutputTable], tx: SQLTransaction
+    ) -> str:
+        compiled = await self._compile(where, outputs, tx=tx)
+        lost = [name for name in schema.primary_key if name not in compiled.names]
+        if lost:
+            raise QueryError(f"the rows of an update or delete are found by their primary key, and the query has no {lost[0]!r}")
+        key = schema.primary_key
+        target = self._dialect.tuple_of(key, self._dialect.quote(schema.name))
+        return f"{target} IN (SELECT {self._dialect.quoted(key, 'w')} FROM ({compiled.sql}) AS w)"  # noqa: S608 - quoted
+
+    async def _returning(self, schema: TableSchema, sql: str, params: list[Any], tx: SQLTransaction) -> Written:
+        key = schema.primary_key
+        rows = await self._run(tx, Statement(f"{sql} RETURNING {self._dialect.quoted(key)}", params, fetch=True))
+        decode = self._values.rows([(name, schema.columns[name], False) for name in key])
+        decoded = decode(rows) if decode is not None else rows
+        return Written([row[0] for row in decoded] if len(key) == 1 else list(decoded))
+
+
+_NUMBERS = frozenset({"integer", "float", "decimal"})
+_NESTED = frozenset({"json", "array", "struct", "map"})
+
+
+def _fits(found: str, wanted: str) -> bool:
+    """Return whether an expression's values can be stored in a column."""
+    if found == wanted:
+        return True
+    kinds = parse(found).kind, parse(wanted).kind
+    if kinds[0] == kinds[1]:
+        return kinds[0] not in {"vector", "datatype"}
+    if kinds[0] == "null":
+        return True
+    return (kinds[0] in _NUMBERS and kinds[1] in _NUMBERS - {"integer"}) or set(kinds) <= _NESTED

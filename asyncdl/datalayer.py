@@ -1,0 +1,531 @@
+"""The datalayer: between an application, its database, and its models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+from uuid import uuid4
+
+import msgspec
+
+from asyncdl.artifact_store.base import ArtifactStore
+from asyncdl.artifacts import ArtifactLeases
+from asyncdl.components.component import Component
+from asyncdl.components.model import Model, columns_of
+from asyncdl.components.portable import read_component, write_component
+from asyncdl.components.registry import InstalledModelLoader, ListenerState, Registry
+from asyncdl.compute.base import ComputeBackend, ModelTask, RowError
+from asyncdl.databackend.base import DataBackend, Key
+from asyncdl.datatypes import Datatypes
+from asyncdl.errors import (
+    ClosedError,
+    ComponentNotFoundError,
+    ConfigurationError,
+    InvalidComponentError,
+    ModelError,
+    QueryError,
+    StoreError,
+)
+from asyncdl.events.bus import EventBus, Handler
+from asyncdl.events.log import EventLog
+from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
+from asyncdl.installer import Installed, Installer
+from asyncdl.intents import Intents
+from asyncdl.jobs.board import Jobs
+from asyncdl.jobs.completion import Completion
+from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
+from asyncdl.jobs.runner import Runner, RunnerOptions
+from asyncdl.jobs.scheduler import Scheduler
+from asyncdl.jobs.work import Stores
+from asyncdl.metadata.base import EventRecord, MetadataStore
+from asyncdl.query import Cursor, Query, Write, table
+from asyncdl.supervisor import Supervisor
+from asyncdl.writer import Writer
+
+logger = logging.getLogger("asyncdl")
+
+H = TypeVar("H", bound=Handler)
+
+_RECOVER_EVERY = 30.0
+_IDS_IN_AN_EVENT = 5000
+
+
+class Datalayer:
+    """What `asyncdl.connect` returns.
+
+    Opening it starts the tasks that follow the event log and run jobs; closing it ends them, and gives jobs under way back to
+    the queue. Two datalayers in one process share nothing.
+
+    Attributes
+    ----------
+    databackend, artifact_store, metadata, compute
+        The backends.
+    events
+        The event log: subscribe to it, publish to it.
+    jobs
+        The jobs: list, retry, cancel.
+    """
+
+    def __init__(
+        self,
+        databackend: DataBackend,
+        artifact_store: ArtifactStore,
+        metadata: MetadataStore,
+        compute: ComputeBackend,
+        *,
+        datatypes: Datatypes,
+        allow_pickle: bool = True,
+        max_attempts: int = 3,
+        runner: RunnerOptions | None = None,
+        show: Show | None = None,
+    ) -> None:
+        self.databackend = databackend
+        self.artifact_store = artifact_store
+        self.metadata = metadata
+        self.compute = compute
+        self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
+        stores = Stores(metadata, databackend, compute, self._registry)
+        self._intents = Intents(metadata)
+        self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
+        self._installer = Installer(stores, self._leases)
+        self._writer = Writer(stores, self._intents)
+        self._runner = Runner(stores, runner or RunnerOptions())
+        self._completion = Completion(metadata)
+        self._follow = Follow(metadata, self._completion, show)
+        self.events = EventLog(metadata)
+        self.jobs = Jobs(metadata, self._runner)
+        self._bus = EventBus(self.events)
+        scheduler = Scheduler(metadata, self._registry, max_attempts=max_attempts)
+        self._supervisor = Supervisor({
+            "scheduler": scheduler.run,
+            "runner": self._runner.run,
+            "handlers": self._bus.run,
+            "completion": self._completion.run,
+            "recovery": self._recover,
+        })
+        self._stack = AsyncExitStack()
+        self._state = "new"
+
+    # opening and closing
+
+    async def open(self) -> Self:
+        """Start working. The stores are open already: `asyncdl.connect` opens those that it makes."""
+        if self._state != "new":
+            raise ClosedError(f"a datalayer is opened once; this one is {self._state}")
+        async with AsyncExitStack() as stack:
+            await self.compute.open(InstalledModelLoader(self._registry))
+            stack.push_async_callback(self.compute.aclose)
+            await self._load_datatypes()
+            await self._reconcile_at_start()
+            self._supervisor.start()
+            stack.push_async_callback(self._stop)
+            self._stack = stack.pop_all()
+        self._state = "open"
+        return self
+
+    def closes(self, stack: AsyncExitStack) -> None:
+        """Take over what is to be closed after this datalayer."""
+        self._stack, own = stack.pop_all(), self._stack
+        self._stack.push_async_exit(own)
+
+    async def _stop(self) -> None:
+        self.events.close()
+        self._completion.close()
+        await self._supervisor.stop()
+
+    async def _load_datatypes(self) -> None:
+        for record in await self.metadata.components(type_id="datatype"):
+            if self._registry.allow_pickle or not await self.metadata.artifacts(record.uuid):
+                await self._registry.load(record)
+
+    async def _reconcile_at_start(self) -> None:
+        """Have outputs compared with rows that other programs may have written meanwhile."""
+        if await self.metadata.components(type_id="listener"):
+            await self.metadata.commit(ReconcileRequested().change())
+
+    async def _recover(self) -> None:
+        """Look, now and then, for what processes that died have left half done."""
+        while True:
+            await self._writer.recover()
+            await self._leases.recover()
+            await asyncio.sleep(_RECOVER_EVERY)
+
+    async def aclose(self) -> None:
+        """Stop working, and close what `asyncdl.connect` opened; closing twice is allowed.
+
+        Batches that run on a thread are waited for; jobs under way go back to the queue, at no cost of an attempt.
+        """
+        if self._state != "closed":
+            self._state = "closed"
+            await self._stack.aclose()
+
+    async def __aenter__(self) -> Self:
+        if self._state == "new":
+            await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _opened(self) -> None:
+        if self._state != "open":
+            what = "closed" if self._state == "closed" else "not open yet: use `async with`, or await it"
+            raise ClosedError(f"this datalayer is {what}")
+
+    def __repr__(self) -> str:
+        urls = ", ".join(each.url for each in (self.databackend, self.artifact_store, self.metadata, self.compute))
+        return f"<Datalayer of {urls}; {self._state}>"
+
+    # rows
+
+    def __getitem__(self, name: str) -> Query:
+        """Return a query for all rows of a table; it need not exist yet."""
+        return table(name)
+
+    @overload
+    async def execute(self, query: Query) -> Cursor: ...
+    @overload
+    async def execute(self, query: Write) -> Written: ...
+    async def execute(self, query: Query | Write) -> Cursor | Written:
+        """Run a query.
+
+        Returns
+        -------
+        Cursor
+            Of a reading query: an asynchronous iterator over rows as dicts, read from the database as it goes.
+        Written
+            Of an insert, upsert, update or delete: the ids of its rows, and a handle on the work that follows.
+
+        Raises
+        ------
+        QueryError
+            And its kin, before anything is done.
+        ConstraintError
+            The database refused the rows; nothing was written.
+        """
+        self._opened()
+        if isinstance(query, Write):
+            ids, events = await self._writer.write(query.request())
+            return Written(**_range(events), follow=self._follow, ids=ids)
+        if not isinstance(query, Query):
+            raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
+        outputs = await self._registry.outputs(query.listeners())
+        schema = await self.databackend.check(query, outputs)
+        return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
+
+    async def tables(self) -> list[str]:
+        """Return the names of the tables."""
+        self._opened()
+        return await self.databackend.tables()
+
+    # components
+
+    async def add(self, component: Component, *, wait: bool = False) -> Added:
+        """Install a component with all that it holds: all of it, or nothing.
+
+        Returns once it is committed; what follows from it, such as a listener's outputs for the rows that are there, is done
+        in the background. One that is installed already, and equal, is left as it is; a different one becomes a new version.
+
+        Parameters
+        ----------
+        wait
+            Whether to wait until that has been done, too.
+
+        Raises
+        ------
+        InvalidComponentError, TableNotFoundError, UnknownColumnError, QueryError
+            Before anything has been changed.
+        """
+        self._opened()
+        _check_component(component)
+        return await self._added(component, await self._installer.add(component), wait=wait)
+
+    async def replace(self, component: Component, *, wait: bool = False) -> Added:
+        """Install a new version of a component, and new versions of all that use it, which then use this one.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is none to be replaced.
+        """
+        self._opened()
+        _check_component(component)
+        return await self._added(component, await self._installer.replace(component), wait=wait)
+
+    async def _added(self, component: Component, installed: Installed, *, wait: bool) -> Added:
+        [record] = [
+            each
+            for each in installed.records
+            if (each.type_id, each.identifier) == (component.type_id, component.identifier)
+        ]
+        events = installed.events
+        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
+            pending = {each.uuid for each in installed.records if each.status == "pending"}
+            names = [each.identifier for each in installed.records if each.uuid in pending]
+            stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
+            events = [each for each in stored if msgspec.json.decode(each.payload)["uuid"] in pending]
+        added = Added(
+            **_range(events),
+            follow=self._follow,
+            component=await self._registry.load(record),
+            created=bool(installed.events),
+        )
+        if wait:
+            await added.wait()
+        return added
+
+    async def load(self, type_id: str, identifier: str, version: int | None = None) -> Any:
+        """Return an installed component; ``version`` None or -1: the newest.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        UntrustedArtifactError
+            It holds a pickle, and the setting ``pickle`` is False.
+        """
+        self._opened()
+        return await self._registry.load(await self._registry.find(type_id, identifier, version))
+
+    async def show(self, type_id: str | None = None, identifier: str | None = None, version: int | None = None) -> Any:
+        """Tell what is installed.
+
+        Returns
+        -------
+        list of dict
+            Without arguments: ``{"type_id": ..., "identifier": ...}`` of each.
+        list of str
+            With a type: its identifiers.
+        list of int
+            With an identifier: its versions.
+        dict
+            With a version (-1: the newest): the whole record.
+        """
+        self._opened()
+        if type_id is None:
+            records = await self.metadata.components()
+            found = dict.fromkeys((record.type_id, record.identifier) for record in records)
+            return [{"type_id": kind, "identifier": name} for kind, name in found]
+        if identifier is None:
+            return sorted({record.identifier for record in await self.metadata.components(type_id=type_id)})
+        if version is None:
+            await self._registry.find(type_id, identifier)
+            return [each.version for each in await self.metadata.components(type_id=type_id, identifier=identifier)]
+        return await self._registry.record(await self._registry.find(type_id, identifier, version))
+
+    async def remove(
+        self, type_id: str, identifier: str, version: int | None = None, *, recursive: bool = False
+    ) -> None:
+        """Remove a component (or one version of it), its outputs, and the artifacts that nothing else refers to.
+
+        What it holds stays, and so do rows. Jobs that work for it are cancelled.
+
+        Parameters
+        ----------
+        recursive
+            Whether to remove what uses it as well.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        ComponentInUseError
+            Others use it, and ``recursive`` is False; the message names them.
+        """
+        self._opened()
+        for job in await self._installer.remove(type_id, identifier, version, recursive=recursive):
+            self._runner.stop(job)
+
+    async def drop(self, *, force: bool = False, data: bool = False) -> None:
+        """Remove every component, with all outputs.
+
+        Parameters
+        ----------
+        force
+            Must be True: this cannot be undone.
+        data
+            Whether to drop the tables, too.
+        """
+        self._opened()
+        if not force:
+            raise ConfigurationError("drop removes every component and all outputs; say drop(force=True) if that is meant")
+        uuids = [record.uuid for record in await self.metadata.components()]
+        for job in await self._installer.remove_all(uuids, recursive=True) if uuids else []:
+            self._runner.stop(job)
+        if data:
+            async with self.databackend.transaction() as tx:
+                for name in await self.databackend.tables():
+                    await self.databackend.drop_table(name, tx)
+
+    async def export(self, type_id: str, identifier: str, path: str | Path, version: int | None = None) -> None:
+        """Write a component, with all that it holds, to a folder: ``component.json`` beside ``blobs/``."""
+        self._opened()
+        record = await self._registry.find(type_id, identifier, version)
+        component = await self._registry.load(record)
+        await write_component(component, Path(path))
+
+    async def import_from(self, path: str | Path, *, wait: bool = False) -> Added:
+        """Add the component that `export` wrote to a folder.
+
+        Raises
+        ------
+        InvalidComponentError, ArtifactCorruptError
+            The folder does not hold what was written.
+        """
+        self._opened()
+        component = await read_component(Path(path), allow_pickle=self._registry.allow_pickle)
+        return await self.add(component, wait=wait)
+
+    # models
+
+    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any:
+        """Return an installed model's output for one input.
+
+        Raises
+        ------
+        ModelError
+            The model failed; the message holds its traceback.
+        """
+        self._opened()
+        key: Any = kwargs if kwargs and not args else "x" if len(args) == 1 else tuple("x" * len(args))
+        found = await self._model(model)
+        task_input = kwargs if kwargs and not args else args[0] if len(args) == 1 else args
+        if kwargs and args:
+            raise ModelError("predict takes one model's input by position or by keyword, not both")
+        [output] = await self._compute(found, key, [task_input])
+        if isinstance(output, RowError):
+            raise ModelError(f"{found} failed on this input: {output.type}: {output.message}\n{output.traceback}")
+        return output
+
+    async def predict_many(
+        self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
+    ) -> AsyncIterator[Any]:
+        """Yield an installed model's outputs, in order, while its inputs come; at most a few batches are in memory.
+
+        Raises
+        ------
+        ModelError
+            The model failed on an input.
+        """
+        self._opened()
+        found = await self._model(model)
+        window: list[asyncio.Future[list[Any]]] = []
+        try:
+            async for batch in _batches(inputs, size):
+                window.append(asyncio.ensure_future(self._compute(found, "x", batch)))
+                if len(window) > self.compute.parallelism:
+                    for output in await window.pop(0):
+                        yield _output(found, output)
+            while window:
+                for output in await window.pop(0):
+                    yield _output(found, output)
+        finally:
+            for future in window:
+                future.cancel()
+
+    async def _model(self, model: str | Model) -> Model:
+        if isinstance(model, Model) and model.uuid is not None:
+            return model
+        identifier = model.identifier if isinstance(model, Model) else model
+        found = await self._registry.load(await self._registry.find("model", identifier))
+        assert isinstance(found, Model)  # noqa: S101 - records of this type become models
+        return found
+
+    async def _compute(self, model: Model, key: Any, batch: list[Any]) -> list[Any]:
+        [record] = await self.metadata.components(uuids=[str(model.uuid)])
+        task = ModelTask(f"asyncdl-predict-{uuid4().hex}", self._registry.call(model, record, key), batch)
+        future = self.compute.submit(task)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+
+    # what happens
+
+    def on(self, *types: type[Event]) -> Callable[[H], H]:
+        """Return a decorator that registers a function to be called, in this process, for events of these types."""
+        return self._bus.on(*types)
+
+    def off(self, handler: Handler) -> None:
+        """Unregister a function that `on` registered."""
+        self._bus.off(handler)
+
+    async def errors(self, listener: str, *, limit: int = 1000) -> list[tuple[Key, RowError]]:
+        """Return the rows that a listener's model failed on: the primary key, and what it raised."""
+        self._opened()
+        output = (await self._registry.outputs([listener]))[listener]
+        if output.datatype is None:
+            return []
+        found = await self.databackend.failed(output, limit=limit)
+        return [(key, msgspec.json.decode(error, type=RowError)) for key, error in found]
+
+    async def retry_failed(self, listener: str) -> Handle:
+        """Have a listener's model tried again on the rows that it failed on, and on no others."""
+        ids = [key for key, _ in await self.errors(listener, limit=1_000_000)]
+        chunks = [ids[at : at + _IDS_IN_AN_EVENT] for at in range(0, len(ids), _IDS_IN_AN_EVENT)]
+        events = await self.metadata.commit(
+            *(RetryRequested(identifier=listener, ids=chunk).change() for chunk in chunks)
+        )
+        return Handle(**_range(events), follow=self._follow)
+
+    async def reconcile(self, listener: str = "") -> Handle:
+        """Have outputs compared with rows, for one listener or all, and what is missing or left over put right.
+
+        It finds rows that another program inserted or deleted. Rows that it changed, it cannot.
+        """
+        self._opened()
+        if listener:
+            await self._registry.find("listener", listener)
+        events = await self.metadata.commit(ReconcileRequested(identifier=listener).change())
+        return Handle(**_range(events), follow=self._follow)
+
+    async def wait_idle(self, timeout: float | None = None) -> None:
+        """Wait until nothing is left to be done.
+
+        Raises
+        ------
+        TimeoutError
+            It was not within this many seconds.
+        """
+        self._opened()
+        async with asyncio.timeout(timeout):
+            await self._completion.wait_idle()
+
+
+def _check_component(component: Any) -> None:
+    if not isinstance(component, Component):
+        raise InvalidComponentError(f"only components can be added, such as Model(...) or Listener(...), not {component!r}")
+
+
+def _range(events: list[EventRecord]) -> dict[str, int]:
+    return {"first": events[0].seq, "last": events[-1].seq} if events else {"first": 0, "last": 0}
+
+
+def _output(model: Model, output: Any) -> Any:
+    if isinstance(output, RowError):
+        raise ModelError(f"{model} failed on an input: {output.type}: {output.message}\n{output.traceback}")
+    return output
+
+
+async def _batches(inputs: Iterable[Any] | AsyncIterable[Any], size: int) -> AsyncIterator[list[Any]]:
+    batch: list[Any] = []
+    if isinstance(inputs, AsyncIterable):
+        async for each in inputs:
+            batch.append(each)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    else:
+        for each in inputs:
+            batch.append(each)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch

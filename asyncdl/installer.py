@@ -1,0 +1,354 @@
+"""Installing: `add`, `replace` and `remove`, each one commit."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from asyncdl.artifacts import ArtifactLeases
+from asyncdl.components.component import Component
+from asyncdl.components.datatype import Datatype
+from asyncdl.components.listener import Listener
+from asyncdl.components.registry import Identity, ListenerState, Prepared, encode_data
+from asyncdl.components.table import Table
+from asyncdl.databackend.base import OutputTable, TableSchema
+from asyncdl.datatypes import normalize
+from asyncdl.errors import (
+    ComponentInUseError,
+    ConflictError,
+    InvalidComponentError,
+    TableNotFoundError,
+    UnknownColumnError,
+    UntrustedArtifactError,
+)
+from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved
+from asyncdl.jobs.work import Stores
+from asyncdl.metadata.base import (
+    UNFINISHED,
+    Change,
+    ComponentRecord,
+    DeleteComponent,
+    EventRecord,
+    JobFilter,
+    PutComponent,
+    SetJobState,
+)
+
+_ATTEMPTS = 20
+"""Commits tried before a conflict with others is given up on; each means that another one got through."""
+
+
+@dataclass
+class Installed:
+    """What an installation led to: the records, in order, and the events of what was new."""
+
+    records: list[ComponentRecord]
+    events: list[EventRecord]
+
+
+@dataclass
+class _Draft:
+    """An installation being put together."""
+
+    records: dict[Identity, ComponentRecord] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    tables: dict[str, TableSchema] = field(default_factory=dict)
+    outputs: dict[str, OutputTable] = field(default_factory=dict)
+
+
+class Installer:
+    """Puts components into the stores and takes them out."""
+
+    def __init__(self, stores: Stores, leases: ArtifactLeases) -> None:
+        self._stores = stores
+        self._registry = stores.registry
+        self._metadata = stores.metadata
+        self._databackend = stores.databackend
+        self._leases = leases
+
+    # in
+
+    async def add(self, component: Component) -> Installed:
+        """Install a component with all that it holds; what is installed already, and equal, is left alone."""
+        return await self._install(await self._registry.prepare(component))
+
+    async def replace(self, component: Component) -> Installed:
+        """Install a component as a new version, and new versions of all that use it, which then use this one."""
+        old = await self._registry.find(component.type_id, component.identifier)
+        replaced: dict[Identity, Component] = {(component.type_id, component.identifier): component}
+        for parent in await self._users(old):
+            loaded = await self._registry.load(parent)
+            replaced[parent.type_id, parent.identifier] = _substitute(loaded, replaced)
+        prepared: dict[Identity, Prepared] = {}
+        for each in replaced.values():
+            prepared |= {found.identity: found for found in await self._registry.prepare(each)}
+        return await self._install(list(prepared.values()))
+
+    async def _users(self, record: ComponentRecord) -> list[ComponentRecord]:
+        """Return the newest versions of what uses a component, directly or not, those used first."""
+        found: dict[str, ComponentRecord] = {}
+
+        async def visit(each: ComponentRecord) -> None:
+            for parent in await self._metadata.parents(each.uuid):
+                newest = await self._registry.newest(parent.type_id, parent.identifier)
+                if newest is not None and newest.uuid == parent.uuid:
+                    found.pop(parent.uuid, None)
+                    found[parent.uuid] = parent
+                    await visit(parent)
+
+        await visit(record)
+        return list(found.values())
+
+    async def _install(self, prepared: Sequence[Prepared]) -> Installed:
+        self._check_trust(prepared)
+        for _ in range(_ATTEMPTS):
+            draft = await self._draft(prepared)
+            if not draft.changes:
+                return Installed(list(draft.records.values()), [])
+            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
+            try:
+                async with self._leases.held(blobs) as release:
+                    for data in blobs.values():
+                        await self._registry.artifact_store.put(data)
+                    events = await self._commit(draft, release)
+            except ConflictError as error:
+                conflict = error
+                continue
+            return Installed(list(draft.records.values()), events)
+        raise conflict
+
+    def _check_trust(self, prepared: Sequence[Prepared]) -> None:
+        for each in prepared:
+            if each.declaration.blobs and not self._registry.allow_pickle:
+                raise UntrustedArtifactError(
+                    f"{each.component} holds an object that no import path leads to, so it would be stored as a pickle, and "
+                    "the setting pickle=False forbids decoding it; move it to an importable module"
+                )
+
+    async def _draft(self, prepared: Sequence[Prepared]) -> _Draft:
+        draft = _Draft()
+        for each in prepared:
+            newest = await self._registry.newest(*each.identity)
+            if newest is not None and newest.fingerprint == each.declaration.fingerprint:
+                draft.records[each.identity] = newest
+            else:
+                await self._draft_one(each, newest, draft)
+        return draft
+
+    async def _draft_one(self, each: Prepared, newest: ComponentRecord | None, draft: _Draft) -> None:
+        component = each.component
+        children = {identity: draft.records[identity].uuid for identity in each.children}
+        links = list(children.values())
+        version, uuid, state, status = (0 if newest is None else newest.version + 1), uuid4().hex, "{}", "ready"
+        if isinstance(component, Table):
+            await self._draft_table(component, draft)
+        elif isinstance(component, Datatype):
+            self._registry.register(component)
+        elif isinstance(component, Listener):
+            for upstream in sorted(component.listeners()):
+                known = draft.records.get(("listener", upstream))
+                links.append((known or await self._registry.find("listener", upstream)).uuid)
+            found = await self._draft_listener(component, uuid, draft)
+            state, status = found.dumps(), "pending" if component.active else "ready"
+        record = ComponentRecord(
+            uuid=uuid,
+            type_id=component.type_id,
+            identifier=component.identifier,
+            version=version,
+            fingerprint=each.declaration.fingerprint,
+            status=status,
+            data=encode_data(each.declaration.fields, children),
+            created=time.time(),
+            state=state,
+        )
+        draft.records[each.identity] = record
+        identity = _identity(record)
+        draft.changes.append(PutComponent(record, list(dict.fromkeys(links)), list(each.declaration.blobs)))
+        draft.changes.append(ComponentAdded(**identity).change())
+        if status == "ready":
+            draft.changes.append(ComponentReady(**identity).change())
+
+    async def _draft_table(self, component: Table, draft: _Draft) -> None:
+        declared = component.schema()
+        found = await self._databackend.schema(component.identifier)
+        if found is not None and (dict(found.columns), found.primary_key) != (dict(declared.columns), declared.primary_key):
+            raise InvalidComponentError(
+                f"there is a table {component.identifier!r} already, with other columns: it has {_described(found)}, "
+                f"and declared was {_described(declared)}"
+            )
+        draft.tables[component.identifier] = declared
+
+    async def _draft_listener(self, component: Listener, uuid: str, draft: _Draft) -> ListenerState:
+        """Check a listener against the data; return what is known of it."""
+        select = component.select
+        installed = await self._registry.outputs(select.listeners() - draft.outputs.keys())
+        root = select.root()
+        try:
+            schema = await self._databackend.check(select, {**installed, **draft.outputs}, draft.tables)
+        except TableNotFoundError as error:
+            raise TableNotFoundError(
+                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
+                f"it: Table({root!r}, {{column: datatype, ...}})"
+            ) from error
+        base = draft.tables.get(root) or await self._databackend.schema(root)
+        assert base is not None  # noqa: S101 - `check` has found it
+        _check_columns(component, schema, base)
+        datatype = component.model.datatype
+        key = {name: schema.columns[name] for name in schema.primary_key}
+        output = OutputTable(
+            name=f"_outputs_{component.identifier}"[:52] + f"_{uuid[:10]}",
+            identifier=component.identifier,
+            root=base.primary_key,
+            key=key,
+            datatype=datatype.column if isinstance(datatype, Datatype) else datatype and normalize(datatype),
+            flatten=component.flatten,
+        )
+        draft.outputs[component.identifier] = output
+        return ListenerState(output, root, select.tables(), select.listeners(), component.active)
+
+    async def _commit(self, draft: _Draft, release: Sequence[Change]) -> list[EventRecord]:
+        changes = [*draft.changes, *release]
+        made = [each for each in draft.outputs.values() if each.datatype is not None]
+        async with self._databackend.transaction() as tx:
+            for schema in draft.tables.values():
+                await self._databackend.create_table(schema, tx)
+            if self._stores.shared:
+                for each in made:
+                    await self._databackend.create_outputs(each, tx)
+                return await self._metadata.commit(*changes, joining=tx)
+        # A listener's own job makes its table, should we die between these two.
+        events = await self._metadata.commit(*changes)
+        async with self._databackend.transaction() as tx:
+            for each in made:
+                await self._databackend.create_outputs(each, tx)
+        return events
+
+    # out
+
+    async def remove(self, type_id: str, identifier: str, version: int | None, *, recursive: bool) -> list[str]:
+        """Remove a component's versions (or one), and return the ids of the jobs that were cancelled with them."""
+        if version is None:
+            first = await self._registry.find(type_id, identifier)
+            records = await self._metadata.components(type_id=first.type_id, identifier=first.identifier)
+        else:
+            records = [await self._registry.find(type_id, identifier, version)]
+        return await self.remove_all([record.uuid for record in records], recursive=recursive)
+
+    async def remove_all(self, uuids: Collection[str], *, recursive: bool) -> list[str]:
+        """Remove components by uuid, all or none."""
+        for _ in range(_ATTEMPTS):
+            records = await self._with_users(await self._metadata.components(uuids=uuids), recursive=recursive)
+            artifacts = {sha256 for record in records for sha256 in await self._metadata.artifacts(record.uuid)}
+            jobs = [
+                job.id
+                for record in records
+                for job in await self._metadata.jobs(JobFilter(states=UNFINISHED, target=record.uuid, limit=100_000))
+            ]
+            try:
+                await self._commit_removal(records, jobs)
+            except (ConflictError, ComponentInUseError) as error:
+                conflict = error
+                continue
+            for record in records:
+                self._registry.forget(record.uuid)
+                self._stores.compute.forget(record.uuid)
+            await self._leases.collect(artifacts)
+            return jobs
+        raise conflict
+
+    async def _with_users(self, records: Iterable[ComponentRecord], *, recursive: bool) -> list[ComponentRecord]:
+        """Return what is to go, users before what they use.
+
+        Raises
+        ------
+        ComponentInUseError
+            There are others that use them.
+        """
+        going = {record.uuid: record for record in records}
+        ordered: dict[str, ComponentRecord] = {}
+        users: list[ComponentRecord] = []
+
+        async def visit(record: ComponentRecord) -> None:
+            for parent in await self._metadata.parents(record.uuid):
+                if parent.uuid not in going:
+                    users.append(parent)
+                    going[parent.uuid] = parent
+                if parent.uuid not in ordered:
+                    await visit(parent)
+            ordered[record.uuid] = record
+
+        for record in list(going.values()):
+            if record.uuid not in ordered:
+                await visit(record)
+        if users and not recursive:
+            names = ", ".join(f"{each.type_id} {each.identifier!r} version {each.version}" for each in users)
+            raise ComponentInUseError(
+                f"this is used by {names}; remove those first, or all at once with remove(..., recursive=True)"
+            )
+        return list(ordered.values())
+
+    async def _commit_removal(self, records: Sequence[ComponentRecord], jobs: Sequence[str]) -> None:
+        now = time.time()
+        changes: list[Change] = [SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs]
+        changes += [DeleteComponent(record.uuid) for record in records]
+        changes += [ComponentRemoved(**_identity(record)).change() for record in records]
+        outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
+        if not self._stores.shared:
+            await self._metadata.commit(*changes)
+        async with self._databackend.transaction() as tx:
+            for each in outputs:
+                await self._databackend.drop_outputs(each, tx)
+            if self._stores.shared:
+                await self._metadata.commit(*changes, joining=tx)
+
+
+def _identity(record: ComponentRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in ("type_id", "identifier", "version", "uuid")}
+
+
+def _described(schema: TableSchema) -> str:
+    columns = ", ".join(f"{name} {datatype}" for name, datatype in schema.columns.items())
+    return f"({columns}; primary key {', '.join(schema.primary_key)})"
+
+
+def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) -> None:
+    """Raise unless a select has the columns of the key, and the primary key of the table that it starts from."""
+    if not base.primary_key:
+        raise InvalidComponentError(f"{component}: the table {base.name!r} has no primary key, so its rows can't be followed")
+    if schema.primary_key[: len(base.primary_key)] != base.primary_key:
+        raise InvalidComponentError(
+            f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
+            f"one row for each key; select has the columns {', '.join(schema.columns)}"
+        )
+    for column in component.columns:
+        if column not in schema.columns:
+            raise UnknownColumnError(
+                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
+            )
+    if component.identifier in base.columns:
+        raise InvalidComponentError(
+            f"{component}: the table {base.name!r} has a column of this name, which its outputs would be read by; "
+            "give the listener another identifier"
+        )
+
+
+def _substitute(component: Component, replaced: Mapping[Identity, Component]) -> Component:
+    """Return a component as newly declared, with others in the place of those that it holds."""
+
+    def exchange(value: Any) -> Any:
+        if isinstance(value, Component):
+            return replaced.get((value.type_id, value.identifier), value)
+        if isinstance(value, Mapping):
+            return {key: exchange(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(exchange(each) for each in value)
+        return value
+
+    fields = {each.name: exchange(value) for each, value in component.declared_fields()}
+    return dataclasses.replace(component, **fields, version=None, uuid=None)
+
+

@@ -1,0 +1,77 @@
+"""Intents: what is announced before it is done, where it cannot be one commit with its record.
+
+An intent whose process has died says that its deed may have been done, half done, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from typing import Any
+from uuid import uuid4
+
+from asyncdl import codec
+from asyncdl.metadata.base import DeleteIntent, IntentRecord, MetadataStore, PutIntent
+
+_ABROAD = 3600.0
+"""Seconds for which a process on another machine, which we cannot see, is taken to be alive."""
+
+
+class Intents:
+    """Announces deeds, and finds those of processes that have died."""
+
+    def __init__(self, metadata: MetadataStore) -> None:
+        self._metadata = metadata
+        self._mine: set[str] = set()
+
+    async def announce(self, kind: str, **details: Any) -> DeleteIntent:
+        """Announce a deed; return the change that says it has been done."""
+        record = IntentRecord(
+            id=uuid4().hex,
+            payload=codec.dumps({"kind": kind, **details}).decode(),
+            owner=_this_process(),
+            created=time.time(),
+        )
+        self._mine.add(record.id)
+        try:
+            await self._metadata.commit(PutIntent(record))
+        except BaseException:
+            self._mine.discard(record.id)
+            raise
+        return DeleteIntent(record.id)
+
+    def settled(self, intent: DeleteIntent) -> None:
+        """Say that the deed is over: if its intent is still there, it was left."""
+        self._mine.discard(intent.id)
+
+    async def read(self, kind: str) -> list[tuple[IntentRecord, dict[str, Any], bool]]:
+        """Return the intents of a kind, with their details, and whether who announced it is still at it."""
+        found = []
+        for record in await self._metadata.intents():
+            details = codec.loads(record.payload)
+            if details["kind"] == kind:
+                found.append((record, details, self._alive(record)))
+        return found
+
+    def _alive(self, record: IntentRecord) -> bool:
+        host, pid, started = record.owner.split("\n")
+        if record.owner == _this_process():
+            return record.id in self._mine
+        if host != platform.node():
+            return time.time() - record.created < _ABROAD
+        return _started(int(pid)) == started
+
+
+def _this_process() -> str:
+    return f"{platform.node()}\n{os.getpid()}\n{_started(os.getpid())}"
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process of this machine started, None when there is none: a pid alone may be another's by now."""
+    import psutil  # noqa: PLC0415 - 20 ms, and rarely needed
+
+    try:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        return None

@@ -1,0 +1,106 @@
+"""Completion: knowing when all that an event asked for has been done.
+
+An event is complete once the scheduler has read past it, and no unfinished job, and no unread event, was caused by it.
+One task watches for all who wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+
+from asyncdl.errors import ClosedError, StoreError
+from asyncdl.jobs.scheduler import CURSOR
+from asyncdl.metadata.base import MetadataStore
+
+logger = logging.getLogger("asyncdl.jobs")
+
+
+class Completion:
+    """Watches the log and the jobs for those who wait for events' work to end."""
+
+    def __init__(self, metadata: MetadataStore) -> None:
+        self._metadata = metadata
+        self._waiting: dict[asyncio.Future[None], tuple[int, int] | None] = {}
+        self._asked = asyncio.Event()
+        self._closed = False
+
+    async def run(self) -> None:
+        """Watch until cancelled; reads nothing while nobody waits."""
+        seen = 0
+        while True:
+            await self._asked.wait()
+            if not self._waiting:
+                self._asked.clear()
+                continue
+            try:
+                await self._look()
+            except StoreError:
+                logger.exception("cannot look for completed work; trying again")
+                await asyncio.sleep(0.5)
+            seen = await self._metadata.wait_for_commits(seen)
+
+    async def _look(self) -> None:
+        asked = dict(self._waiting)  # who asks while we read is looked at next time
+        cursor = await self._metadata.cursor(CURSOR) or 0
+        open_ranges = _Ranges(await self._metadata.pending_causes(cursor))
+        for future, events in asked.items():
+            if events is None:
+                complete = open_ranges.empty
+            else:
+                complete = events[1] <= cursor and not open_ranges.overlap(*events)
+            if complete:
+                self._waiting.pop(future, None)
+                if not future.done():
+                    future.set_result(None)
+
+    async def wait(self, first: int, last: int) -> None:
+        """Wait until everything that these events asked for has been done, and what that asked for, to the end."""
+        await self._wait((first, last))
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is left to be done."""
+        await self._wait(None)
+
+    async def _wait(self, events: tuple[int, int] | None) -> None:
+        if self._closed:
+            raise ClosedError("the datalayer is closed")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = events
+        self._asked.set()
+        self._metadata.wake()
+        try:
+            await future
+        finally:
+            self._waiting.pop(future, None)
+
+    def close(self) -> None:
+        """Let all who wait know that nobody watches any more; their work stays in the log."""
+        self._closed = True
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(ClosedError("the datalayer was closed while its work was waited for; it goes on when "
+                                                 "the datalayer is next opened"))  # fmt: skip
+
+
+class _Ranges:
+    """Closed intervals of integers, merged, for asking many times whether one overlaps."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._first: list[int] = []
+        self._last: list[int] = []
+        for first, last in sorted(ranges):
+            if self._last and first <= self._last[-1]:
+                self._last[-1] = max(self._last[-1], last)
+            else:
+                self._first.append(first)
+                self._last.append(last)
+
+    @property
+    def empty(self) -> bool:
+        return not self._first
+
+    def overlap(self, first: int, last: int) -> bool:
+        at = bisect.bisect_right(self._first, last) - 1
+        return at >= 0 and self._last[at] >= first

@@ -1,0 +1,49 @@
+"""The task that owns a datalayer's tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+logger = logging.getLogger("asyncdl")
+
+_RESTART = 1.0
+"""Seconds before a service that failed is started again."""
+
+
+class Supervisor:
+    """Runs services in one task group, inside one long-lived task.
+
+    Note for implementers: the group is not entered in whatever task called `start`: that one may end (an awaited `connect`, a
+    test's fixture) while the services live, and a group whose host task has ended does not cancel its children properly.
+    """
+
+    def __init__(self, services: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
+        self._services = services
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the services."""
+        self._task = asyncio.create_task(self._run(), name="asyncdl: supervisor")
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for name, service in self._services.items():
+                group.create_task(self._keep(name, service), name=f"asyncdl: {name}")
+
+    async def _keep(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
+        """Run a service for ever: one that fails is logged and starts again from what the stores say."""
+        while True:
+            try:
+                await service()
+            except Exception:
+                logger.exception("the %s failed; it starts again in %.0f s", name, _RESTART)
+            await asyncio.sleep(_RESTART)
+
+    async def stop(self) -> None:
+        """Cancel the services and wait until they have ended."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})

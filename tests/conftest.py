@@ -1,0 +1,42 @@
+"""Fixtures of all tests: one event loop library, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+_OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
+_GRACE = 10.0
+"""Seconds that what was told to end has to do so."""
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves tasks, or threads of ours, behind; what fixtures of a wider scope hold is theirs."""
+    before = set(threading.enumerate())
+    if "anyio_backend" in request.fixturenames:
+        request.getfixturevalue("no_task_is_left")
+    yield
+    left = [each for each in set(threading.enumerate()) - before if any(name in each.name for name in _OURS)]
+    for each in left:
+        each.join(_GRACE)
+    assert [each.name for each in left if each.is_alive()] == [], "threads are left behind"
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    # the runner of anyio is a task of its own
+    left = {each for each in asyncio.all_tasks() - before if "TestRunner" not in repr(each.get_coro())}
+    if left:
+        await asyncio.wait(left, timeout=_GRACE)
+    assert [each.get_name() for each in left if not each.done()] == [], "tasks are left behind"
