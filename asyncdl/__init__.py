@@ -100,7 +100,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package: importing a submodule whose name is a public one (``connect``) leaves the public one in its place."""
+    """The package: importing a submodule whose name is a public one (``connect``) leaves the public one in its place."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

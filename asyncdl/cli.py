@@ -16,7 +16,10 @@ from asyncdl.errors import AsyncDLError
 from asyncdl.settings import Settings, defaults, redact
 
 app = typer.Typer(
-    help="An asynchronous, event-driven datalayer.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="An asynchronous, event-driven datalayer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 console = Console()
 
@@ -32,7 +35,9 @@ def show(
     type_id: Annotated[str | None, typer.Argument(help="A type of component, such as 'model'.")] = None,
     identifier: Annotated[str | None, typer.Argument(help="A component of this type.")] = None,
     version: Annotated[int | None, typer.Argument(help="One of its versions; -1: the newest.")] = None,
-    databackend: Annotated[str | None, typer.Option(help="The databackend's URI; by default as the settings say.")] = None,
+    databackend: Annotated[
+        str | None, typer.Option(help="The databackend's URI; by default as the settings say.")
+    ] = None,
 ) -> None:
     """Tell what is installed."""
 

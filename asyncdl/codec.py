@@ -173,7 +173,9 @@ def _encode_zoned(value: datetime | time, path: str) -> str:
     zone = getattr(value.tzinfo, "key", None)
     text = value.isoformat()
     if isinstance(value, datetime) and value.tzinfo is not None and value.utcoffset() is None:
-        raise DatatypeError(f"a datetime whose zone has no offset cannot be stored{f' (at {path})' if path else ''}: {value!r}")
+        raise DatatypeError(
+            f"a datetime whose zone has no offset cannot be stored{f' (at {path})' if path else ''}: {value!r}"
+        )
     # zoneinfo's name is kept beside the offset: the rules of the zone belong to the value
     return f"{text}[{zone}]" if zone and isinstance(value, datetime) else text
 

@@ -73,7 +73,12 @@ def connect(
         "artifact_store": _ready(artifact_store, ArtifactStore),
         "compute": _ready(compute, ComputeBackend),
     }
-    given = {"databackend": databackend, "metadata_store": metadata_store, "artifact_store": artifact_store, "compute": compute}
+    given = {
+        "databackend": databackend,
+        "metadata_store": metadata_store,
+        "artifact_store": artifact_store,
+        "compute": compute,
+    }
     uris = {name: None if ready[name] is not None else value for name, value in given.items()}
     return Connecting(defaults().replaced(**uris, **settings), ready)
 
@@ -154,7 +159,9 @@ class _Plan:
         self._metadata: MetadataStore | None = ready["metadata_store"]
         self._data_path = None if self._databackend is not None else _sqlite_path(settings.databackend, "databackend")
         self._own_metadata = self._metadata is None and settings.metadata_store is not None
-        self._metadata_path = _sqlite_path(str(settings.metadata_store), "metadata store") if self._own_metadata else None
+        self._metadata_path = (
+            _sqlite_path(str(settings.metadata_store), "metadata store") if self._own_metadata else None
+        )
         self.artifacts = _folder(settings.artifact_store or _ARTIFACTS)
         if ready["compute"] is None and settings.compute not in {"local", "local://"}:
             raise UnknownSchemeError(_unknown(settings.compute, "compute backend", "local"))
@@ -166,7 +173,7 @@ class _Plan:
             database: SQLDatabase = SQLiteDatabase(self._data_path or _temporary(stack))
             if isinstance(metadata, SQLMetadataStore) and _same(metadata.database, database):
                 database = metadata.database
-            databackend = SQLDataBackend(database, Datatypes(self._settings.pickle))
+            databackend = SQLDataBackend(database, Datatypes(allow_pickle=self._settings.pickle))
         if metadata is None:
             metadata = SQLMetadataStore(self._metadata_database(databackend, stack))
         return databackend, metadata

@@ -16,20 +16,18 @@ import msgspec
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
-from asyncdl.components.model import Model, columns_of
+from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
-from asyncdl.components.registry import InstalledModelLoader, ListenerState, Registry
+from asyncdl.components.registry import InstalledModelLoader, Registry
 from asyncdl.compute.base import ComputeBackend, ModelTask, RowError
 from asyncdl.databackend.base import DataBackend, Key
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import (
     ClosedError,
-    ComponentNotFoundError,
     ConfigurationError,
     InvalidComponentError,
     ModelError,
     QueryError,
-    StoreError,
 )
 from asyncdl.events.bus import EventBus, Handler
 from asyncdl.events.log import EventLog
@@ -101,13 +99,15 @@ class Datalayer:
         self.jobs = Jobs(metadata, self._runner)
         self._bus = EventBus(self.events)
         scheduler = Scheduler(metadata, self._registry, max_attempts=max_attempts)
-        self._supervisor = Supervisor({
-            "scheduler": scheduler.run,
-            "runner": self._runner.run,
-            "handlers": self._bus.run,
-            "completion": self._completion.run,
-            "recovery": self._recover,
-        })
+        self._supervisor = Supervisor(
+            {
+                "scheduler": scheduler.run,
+                "runner": self._runner.run,
+                "handlers": self._bus.run,
+                "completion": self._completion.run,
+                "recovery": self._recover,
+            }
+        )
         self._stack = AsyncExitStack()
         self._state = "new"
 
@@ -353,7 +353,9 @@ class Datalayer:
         """
         self._opened()
         if not force:
-            raise ConfigurationError("drop removes every component and all outputs; say drop(force=True) if that is meant")
+            raise ConfigurationError(
+                "drop removes every component and all outputs; say drop(force=True) if that is meant"
+            )
         uuids = [record.uuid for record in await self.metadata.components()]
         for job in await self._installer.remove_all(uuids, recursive=True) if uuids else []:
             self._runner.stop(job)
@@ -485,7 +487,7 @@ class Datalayer:
         events = await self.metadata.commit(ReconcileRequested(identifier=listener).change())
         return Handle(**_range(events), follow=self._follow)
 
-    async def wait_idle(self, timeout: float | None = None) -> None:
+    async def wait_idle(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what users expect
         """Wait until nothing is left to be done.
 
         Raises
@@ -500,7 +502,9 @@ class Datalayer:
 
 def _check_component(component: Any) -> None:
     if not isinstance(component, Component):
-        raise InvalidComponentError(f"only components can be added, such as Model(...) or Listener(...), not {component!r}")
+        raise InvalidComponentError(
+            f"only components can be added, such as Model(...) or Listener(...), not {component!r}"
+        )
 
 
 def _range(events: list[EventRecord]) -> dict[str, int]:

@@ -58,7 +58,9 @@ async def _follow(db: Datalayer, console: Console) -> None:
     console.rule(f"{len(rows)} topics of Python's language reference into [bold]{db.databackend.url}", align="left")
     await db.execute(docs.insert(rows))
 
-    console.rule("A listener splits each text into paragraphs; one listening on it finds the longest word of each", align="left")
+    console.rule(
+        "A listener splits each text into paragraphs; one listening on it finds the longest word of each", align="left"
+    )
     first = Listener(
         "paragraph", model=Model("paragraphs", paragraphs, datatype="string"), key="text", select=docs, flatten=True
     )

@@ -175,7 +175,10 @@ class Installer:
     async def _draft_table(self, component: Table, draft: _Draft) -> None:
         declared = component.schema()
         found = await self._databackend.schema(component.identifier)
-        if found is not None and (dict(found.columns), found.primary_key) != (dict(declared.columns), declared.primary_key):
+        if found is not None and (dict(found.columns), found.primary_key) != (
+            dict(declared.columns),
+            declared.primary_key,
+        ):
             raise InvalidComponentError(
                 f"there is a table {component.identifier!r} already, with other columns: it has {_described(found)}, "
                 f"and declared was {_described(declared)}"
@@ -293,7 +296,9 @@ class Installer:
 
     async def _commit_removal(self, records: Sequence[ComponentRecord], jobs: Sequence[str]) -> None:
         now = time.time()
-        changes: list[Change] = [SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs]
+        changes: list[Change] = [
+            SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
+        ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**_identity(record)).change() for record in records]
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
@@ -318,7 +323,9 @@ def _described(schema: TableSchema) -> str:
 def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) -> None:
     """Raise unless a select has the columns of the key, and the primary key of the table that it starts from."""
     if not base.primary_key:
-        raise InvalidComponentError(f"{component}: the table {base.name!r} has no primary key, so its rows can't be followed")
+        raise InvalidComponentError(
+            f"{component}: the table {base.name!r} has no primary key, so its rows can't be followed"
+        )
     if schema.primary_key[: len(base.primary_key)] != base.primary_key:
         raise InvalidComponentError(
             f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
@@ -350,5 +357,3 @@ def _substitute(component: Component, replaced: Mapping[Identity, Component]) ->
 
     fields = {each.name: exchange(value) for each, value in component.declared_fields()}
     return dataclasses.replace(component, **fields, version=None, uuid=None)
-
-

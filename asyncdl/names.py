@@ -62,7 +62,12 @@ def check_column(name: object) -> str:
         It is not made of letters and digits of any script, ``_``, ``-`` and spaces, or is longer than `NAME_LIMIT`
         bytes of UTF-8.
     """
-    if not isinstance(name, str) or not _COLUMN.fullmatch(name) or name.endswith(" ") or len(name.encode()) > NAME_LIMIT:
+    if (
+        not isinstance(name, str)
+        or not _COLUMN.fullmatch(name)
+        or name.endswith(" ")
+        or len(name.encode()) > NAME_LIMIT
+    ):
         raise InvalidIdentifierError(
             f"{_shown(name)} cannot be the name of a column: it needs letters, digits, '_', '-' and spaces, starting with "
             f"none of the last two, at most {NAME_LIMIT} bytes"

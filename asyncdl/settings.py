@@ -56,13 +56,19 @@ class Settings(BaseSettings):
         None, description="Where models and large values are; by default ``filesystem://.asyncdl/artifacts/``."
     )
     compute: str = Field("local", description="Where models run.")
-    pickle: bool = Field(True, description="Whether pickled models and values in the stores may be decoded: it runs code.")
-    progress: bool | None = Field(None, description="Whether ``wait()`` shows a bar; by default in terminals and notebooks.")
+    pickle: bool = Field(
+        True, description="Whether pickled models and values in the stores may be decoded: it runs code."
+    )
+    progress: bool | None = Field(
+        None, description="Whether ``wait()`` shows a bar; by default in terminals and notebooks."
+    )
     threads: int | None = Field(None, ge=1, description="Threads for plain-function models; by default one per core.")
     processes: int | None = Field(None, ge=1, description="Processes for models with ``on='process'``; one per core.")
     job_concurrency: int = Field(8, ge=1, description="Jobs at once in this process.")
     job_lease: float = Field(30.0, gt=0, description="Seconds after which a silent process's jobs are taken over.")
-    job_backoff: float = Field(1.0, ge=0, description="Seconds before a failed job's second attempt; doubled for each more.")
+    job_backoff: float = Field(
+        1.0, ge=0, description="Seconds before a failed job's second attempt; doubled for each more."
+    )
     job_max_attempts: int = Field(3, ge=1, description="Attempts after which a job has failed for good.")
 
     def __init__(self, **values: Any) -> None:

@@ -1,9 +1,9 @@
 """Notes with keywords, as a FastAPI application: the datalayer lives as long as the application does.
 
-    pip install "asyncdl[web]"
-    uvicorn examples.fastapi_app:app
+pip install "asyncdl[web]"
+uvicorn examples.fastapi_app:app
 
-    curl -X POST localhost:8000/notes -H 'content-type: application/json' -d '{"text": "Bread needs flour, water and time"}'
+curl -X POST localhost:8000/notes -H 'content-type: application/json' -d '{"text": "Bread needs flour, water and time"}'
 """
 
 import re
@@ -32,7 +32,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         model = Model("keywords", keywords, datatype="json")
         # Adding what is installed already changes nothing, so this can run at every start, in every worker.
         await db.add(
-            Application("notes", [Table("notes", {"text": "string"}), Listener("words", model=model, key="text", select=notes)])
+            Application(
+                "notes", [Table("notes", {"text": "string"}), Listener("words", model=model, key="text", select=notes)]
+            )
         )
         yield
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+import asyncdl
+from asyncdl import Datalayer, Query
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
 _GRACE = 10.0
@@ -40,3 +45,16 @@ async def no_task_is_left() -> AsyncIterator[None]:
     if left:
         await asyncio.wait(left, timeout=_GRACE)
     assert [each.get_name() for each in left if not each.done()] == [], "tasks are left behind"
+
+
+@pytest.fixture
+async def db(tmp_path: Path) -> AsyncIterator[Datalayer]:
+    """An embedded datalayer on a database file of the test's own."""
+    uris = {"databackend": f"sqlite:///{tmp_path / 'app.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    async with asyncdl.connect(**uris) as db:
+        yield db
+
+
+async def rows_of(db: Datalayer, query: Query) -> list[tuple[Any, ...]]:
+    """Return a query's rows as sorted tuples."""
+    return sorted(tuple(row.values()) for row in await (await db.execute(query)).to_list())

@@ -37,13 +37,22 @@ assert PROGRAMS
 @pytest.mark.parametrize(("page", "line", "code"), PROGRAMS, ids=lambda value: getattr(value, "name", None))
 def test_a_program_runs(page, line, code, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if any(not is_program(code) for _, code in blocks(page))], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(not is_program(code) for _, code in blocks(page))],
+    ids=lambda page: page.name,
+)
 async def test_fragments_run_in_the_order_of_their_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     async with asyncdl.connect("sqlite://app.db") as db:
@@ -67,7 +76,15 @@ def test_every_public_name_has_documentation(name):
     assert inspect.getdoc(getattr(asyncdl, name))
 
 
-@pytest.mark.parametrize("name", [name for name in asyncdl.__all__ if isinstance(getattr(asyncdl, name), type) and issubclass(getattr(asyncdl, name), (asyncdl.Event, asyncdl.Component))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in asyncdl.__all__
+        if isinstance(getattr(asyncdl, name), type)
+        and issubclass(getattr(asyncdl, name), (asyncdl.Event, asyncdl.Component))
+    ],
+)
 def test_every_event_and_component_is_on_a_page(name):
     assert re.search(rf"`.*\b{name}\b.*`|^## {name}$", documentation(), re.MULTILINE)
 
@@ -79,7 +96,13 @@ def test_every_setting_is_on_its_page_with_its_default(name):
     assert row
     default = Settings.model_fields[name].default
     if default is not None:
-        shown = str(default).lower() if isinstance(default, bool) else f"{default:g}" if isinstance(default, float) else str(default)
+        shown = (
+            str(default).lower()
+            if isinstance(default, bool)
+            else f"{default:g}"
+            if isinstance(default, float)
+            else str(default)
+        )
         assert f"`{shown}`" in row[1]
 
 

@@ -1,0 +1,1 @@
+"""Components: what users declare, and how it is stored and found again."""

@@ -109,7 +109,9 @@ class Model(Component):
                 count = len(key) if isinstance(key, tuple) and not self.batched else 1
                 signature.bind(*[None] * count, **self.kwargs)
         except TypeError as error:
-            raise InvalidComponentError(f"{self}: the key {key!r} does not fit its signature {signature}: {error}") from error
+            raise InvalidComponentError(
+                f"{self}: the key {key!r} does not fit its signature {signature}: {error}"
+            ) from error
 
 
 def signature_of(key: Key) -> Signature:

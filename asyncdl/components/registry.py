@@ -156,7 +156,9 @@ class Registry:
         data = msgspec.json.decode(record.data)
         children: dict[Identity, Component] = {}
         if data["children"]:
-            records = {each.uuid: each for each in await self.metadata.components(uuids=list(data["children"].values()))}
+            records = {
+                each.uuid: each for each in await self.metadata.components(uuids=list(data["children"].values()))
+            }
             for name, uuid in data["children"].items():
                 type_id, _, identifier = name.partition("/")
                 children[type_id, identifier] = await self.load(records[uuid])
@@ -291,7 +293,9 @@ def _upstream_first(prepared: list[Prepared]) -> list[Prepared]:
         if each.identity in ordered:
             return
         if each.identity in under_way:
-            circle = " → ".join(identifier for _, identifier in [*under_way[under_way.index(each.identity) :], each.identity])
+            circle = " → ".join(
+                identifier for _, identifier in [*under_way[under_way.index(each.identity) :], each.identity]
+            )
             raise InvalidComponentError(f"these listeners read each other's outputs in a cycle: {circle}")
         under_way.append(each.identity)
         upstream = [("listener", identifier) for identifier in sorted(each.component.listeners())]

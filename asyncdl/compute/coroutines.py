@@ -35,6 +35,7 @@ class Pace:
         self._until: float | None = None
         self._line: deque[asyncio.Future[None]] = deque()
         self._at_once = 16
+        self._woken = 0
 
     def spent(self) -> bool:
         """Return whether this turn of the loop has lasted long enough."""
@@ -54,16 +55,18 @@ class Pace:
         self._loop.call_soon(self._next)  # what is called soon is called in the next turn
 
     def _next(self) -> None:
-        late = self.spent()
+        if self.spent():
+            self._at_once = max(1, self._at_once // 2)
+        elif self._woken == self._at_once:
+            self._at_once *= 2
         self._until = None
-        if not self._line:
-            return
-        self._at_once = max(1, self._at_once // 2 if late else self._at_once * 2)
-        for _ in range(min(self._at_once, len(self._line))):
+        self._woken = min(self._at_once, len(self._line))
+        for _ in range(self._woken):
             place = self._line.popleft()
             if not place.done():
                 place.set_result(None)
-        self._begin()
+        if self._woken:
+            self._begin()
 
 
 class _Batch:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask
 from asyncdl.compute.calling import Stop, run, target
 from asyncdl.compute.coroutines import Lane, Pace, is_ours
+from asyncdl.compute.gil import prompt_switching
 from asyncdl.compute.pool import Child
 from asyncdl.compute.workers import Workers, in_time
 from asyncdl.errors import ClosedError, ModelError
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MOST_THREADS = 4
+
 
 class LocalComputeBackend(ComputeBackend):
     """Runs plain functions on threads or in child processes, and coroutine functions on the event loop.
@@ -27,7 +30,8 @@ class LocalComputeBackend(ComputeBackend):
     Parameters
     ----------
     threads, processes
-        Batches of plain functions under way at once. Default: as many as this process may use processors.
+        Batches of plain functions under way at once. Default: as many as this process may use processors, but at most
+        4 threads: more help only functions that release the GIL, and with each that does not the loop waits longer.
     grace
         Seconds that `aclose` waits for what cannot be interrupted: a thread within a model's call, a coroutine that
         catches its cancellation. After them it is left behind (threads are daemons and keep no process from ending).
@@ -37,7 +41,7 @@ class LocalComputeBackend(ComputeBackend):
 
     def __init__(self, threads: int | None = None, processes: int | None = None, *, grace: float = 5.0) -> None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads if threads is not None else processors
+        self._threads = threads if threads is not None else min(processors, _MOST_THREADS)
         self._processes = processes if processes is not None else processors
         if self._threads < 1 or self._processes < 1:
             raise ValueError(f"threads and processes must be positive, not {threads} and {processes}")
@@ -129,7 +133,8 @@ class _Running:
         function = target(await self._models.get(task.call), task.call)
 
         def work(stop: Stop) -> list[Any]:
-            return run(function, task.call, task.inputs, stop)
+            with prompt_switching():
+                return run(function, task.call, task.inputs, stop)
 
         async with self._threads.lease() as worker:
             try:

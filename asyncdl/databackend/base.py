@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from asyncdl.datatypes import Datatypes
 
 Key = Any
 """A row's primary key: a scalar, or a tuple of them where the key is composite."""
@@ -198,6 +201,9 @@ class DataBackend(ABC):
 
     language: Literal["ibis", "mongodb"]
     """What its queries are written in."""
+
+    datatypes: Datatypes
+    """The datatypes that it can store; a `Datatype` component that is installed is registered here."""
 
     @abstractmethod
     async def open(self) -> None:

@@ -1,7 +1,7 @@
 """Which tables there are: those that asyncdl made, with their datatypes, and those of other programs.
 
 What is known of a table is kept, and checked against the database's schema version at most once a second; at each use
-for some seconds after this process has changed a table, since its transaction may end either way.
+while a transaction of this process has changed tables, since it may end either way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import msgspec
 
@@ -27,7 +27,6 @@ TABLES = "_asyncdl_tables"
 _HIDDEN = ("_asyncdl", "_outputs_")
 _UNKEYED = OWN | {"json", "array", "struct", "map", "float"}
 _INTERVAL = 1.0
-_ALERT = 5.0
 
 
 class SQLCatalog:
@@ -38,8 +37,7 @@ class SQLCatalog:
         self._dialect = dialect
         self._known: dict[str, StoredTable] = {}
         self._version: Any = None
-        self._checked = 0.0
-        self._alert = 0.0
+        self._checked = -_INTERVAL
         self._changed: WeakKeyDictionary[SQLTransaction, set[str]] = WeakKeyDictionary()
         self.generation = 0
         """Counts what was forgotten: statements that were compiled before are not to be trusted."""
@@ -81,17 +79,39 @@ class SQLCatalog:
             raise TableNotFoundError(f"{self._database.url} has no table {name!r}; {hint}")
         return found
 
+    async def present(self, tables: Collection[str]) -> frozenset[str]:
+        """Return those of these tables that are there."""
+        return frozenset([name for name in tables if await self.table(name) is not None])
+
     async def snapshot(
-        self, tables: Collection[str], outputs: Mapping[str, OutputTable], tx: SQLTransaction | None = None
+        self,
+        tables: Collection[str],
+        outputs: Mapping[str, OutputTable],
+        tx: SQLTransaction | None = None,
+        *,
+        planned: Mapping[str, TableSchema] | None = None,
     ) -> QueryCatalog:
-        """Return what a query over these tables is built on; raises `TableNotFoundError`."""
-        found = {name: await self.existing(name, tx) for name in sorted(tables)}
+        """Return what a query over these tables is built on; raises `TableNotFoundError`.
+
+        Parameters
+        ----------
+        planned
+            Tables that are still to be made.
+        """
+        found = {}
+        for name in sorted(tables):
+            there = await self.table(name, tx) if planned and name in planned else await self.existing(name, tx)
+            found[name] = there or StoredTable((planned or {})[name], False)
         return QueryCatalog(self._dialect, found, outputs)
+
+    def changed_in(self, tx: SQLTransaction) -> bool:
+        """Return whether a transaction has changed tables."""
+        return tx in self._changed
 
     async def refresh(self, *, force: bool = False) -> bool:
         """Forget what is known if anybody has changed a table since; return whether that is so."""
         now = time.monotonic()
-        if not force and now - self._checked < _INTERVAL and now > self._alert:
+        if not force and now - self._checked < _INTERVAL and not self._changed:
             return False
         version = await self._dialect.schema_version(self._database.fetch)
         self._checked = now
@@ -162,10 +182,15 @@ class SQLCatalog:
 
     def note(self, tx: SQLTransaction, name: str) -> None:
         """Remember that a transaction changes a table."""
-        self._changed.setdefault(tx, set()).add(name)
+        if tx not in self._changed:
+            self._changed[tx] = set()
+            finalize(tx, self._expire).atexit = False
+        self._changed[tx].add(name)
         self._known.pop(name, None)
         self.generation += 1
-        self._alert = time.monotonic() + _ALERT
+
+    def _expire(self) -> None:
+        self._checked = -_INTERVAL
 
 
 def check_schema(schema: TableSchema) -> None:

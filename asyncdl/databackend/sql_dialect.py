@@ -138,10 +138,12 @@ class SQLDialect(ABC):
             return f"{self.quoted(names, of)} IN ({', '.join([self.mark] * count)})"
         return f"{self.tuple_of(names, of)} IN (VALUES {', '.join([self.marks(len(names))] * count)})"
 
-    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str], changed: Sequence[str], where: str = "") -> str:
+    def upsert(
+        self, table: str, columns: Sequence[str], key: Sequence[str], changed: Sequence[str], where: str = ""
+    ) -> str:
         """Return an insert that sets the ``changed`` columns of the row that is there."""
         start = (
-            f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}) "
+            f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}) "  # noqa: S608 - quoted
             f"VALUES ({', '.join([self.mark] * len(columns))}) ON CONFLICT ({self.quoted(key)}) DO "
         )
         if not changed:

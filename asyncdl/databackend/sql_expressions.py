@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from asyncdl.databackend.base import OutputTable
 from asyncdl.databackend.sql_dialect import SQLDialect, StoredTable
 from asyncdl.datatypes import normalize, parse
-from asyncdl.errors import ComponentNotFoundError, DatatypeError, TableNotFoundError
+from asyncdl.errors import ComponentNotFoundError, DatatypeError, QueryError, TableNotFoundError
 
 if TYPE_CHECKING:
     from ibis.expr import operations as ops
@@ -173,7 +173,7 @@ def without_order(expression: Any) -> Any:
 def keyed_value(expression: Any, key: tuple[str, ...], name: str) -> Any:
     """Return the table of a key and one column expression over the same table; the column is called ``name``.
 
-    Returns None for a scalar, which stands by itself.
+    A scalar, which stands by itself, is returned as it is.
     """
     import ibis.expr.operations as ops  # noqa: PLC0415 - heavy: only where a query is built
 
@@ -181,11 +181,11 @@ def keyed_value(expression: Any, key: tuple[str, ...], name: str) -> Any:
     if isinstance(op, ops.Project) and len(op.values) == 1:
         value, parent = next(iter(op.values.values())), op.parent
     elif isinstance(op, ops.Relation):
-        return None
+        raise QueryError("a column can be set to an expression of one column, and this is a table")
     else:
         relations = op.relations
         if op.shape.is_scalar() or len(relations) != 1:
-            return None
+            return expression
         value, parent = op, next(iter(relations))
     table = parent.to_expr()
     return table.select(**{each: table[each] for each in key}, **{name: value.to_expr()})

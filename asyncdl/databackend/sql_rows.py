@@ -161,7 +161,9 @@ class RowEncoder:
                 filled = [next(made) if each is MISSING else each for each in values]
                 columns = {name: filled, **{other: each for other, each in columns.items() if other != name}}
             elif None in values:
-                raise InvalidRowError(f"row {list(values).index(None)}: the primary key {name!r} of {schema.name!r} is None")
+                raise InvalidRowError(
+                    f"row {list(values).index(None)}: the primary key {name!r} of {schema.name!r} is None"
+                )
             if absent and None in columns[name]:
                 row = list(columns[name]).index(None)
                 raise InvalidRowError(f"row {row}: the primary key {name!r} of {schema.name!r} is None")
@@ -202,7 +204,9 @@ class RowEncoder:
             name: self._values.check(schema.columns[name], without_missing(values), describe(name))
             for name, values in columns.items()
         }
-        stored = {name: self._values.store(schema.columns[name], each, describe(name)) for name, each in checked.items()}
+        stored = {
+            name: self._values.store(schema.columns[name], each, describe(name)) for name, each in checked.items()
+        }
         key = schema.primary_key
         ids: list[Key] = []
         if len(key) == 1:
@@ -251,4 +255,6 @@ def _check_unique(schema: TableSchema, ids: Sequence[Key]) -> None:
         first = seen.setdefault(key, index)
         if first != index:
             name = ", ".join(schema.primary_key)
-            raise DuplicateKeyError(f"rows {first} and {index} have the same primary key {name} = {key!r}; nothing was written")
+            raise DuplicateKeyError(
+                f"rows {first} and {index} have the same primary key {name} = {key!r}; nothing was written"
+            )

@@ -111,7 +111,10 @@ class SQLiteDialect(SQLDialect):
 
     async def tables(self, fetch: Fetch) -> list[str]:
         """Return the names of all tables and views but SQLite's own."""
-        rows = await fetch("SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'", ())
+        rows = await fetch(
+            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+            (),
+        )
         return [row[0] for row in rows]
 
     async def reflect(self, fetch: Fetch, table: str) -> list[ReflectedColumn]:
@@ -151,7 +154,8 @@ class SQLiteDialect(SQLDialect):
         name = self.quote(table)
         sql = f"SELECT coalesce(max({self.quote(column)}), 0) FROM {name}"  # noqa: S608 - quoted
         (largest, sequences) = await tx.run(
-            Statement(sql, fetch=True), Statement("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'", fetch=True)
+            Statement(sql, fetch=True),
+            Statement("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'", fetch=True),
         )
         last = int(largest.rows[0][0])
         if sequences.rows:

@@ -30,7 +30,7 @@ _COMPUTING = (ops.NumericBinary, ops.MathUnary, ops.Negate, ops.Sum, ops.Mean, o
 _OWN = {ops.IsNan, ops.IsInf}
 
 
-class SQLiteCompiler(IbisSQLiteCompiler):
+class SQLiteCompiler(IbisSQLiteCompiler):  # type: ignore[misc]  # ibis has no types
     """Compiles expressions over tables as asyncdl stores them."""
 
     __slots__ = ()
@@ -89,7 +89,7 @@ def to_sql(expression: Any) -> str:
     select = _compiler.to_sqlglot(expression.unbind())
     if isinstance(select, sge.Select) and any(isinstance(each, sge.Star) for each in select.expressions):
         # Columns that other programs have added since are not the query's.
-        source = select.find(sge.From).this.alias_or_name
+        source = select.args["from_" if "from_" in select.args else "from"].this.alias_or_name  # sqlglot 28 renamed it
         names = expression.as_table().columns
         select = select.select(*(sg.column(name, table=source, quoted=True) for name in names), append=False)
     return str(select.sql(dialect=_compiler.dialect))

@@ -77,7 +77,10 @@ class Values:
 
     def rows(self, columns: Sequence[tuple[str, str, bool]]) -> RowDecoder | None:
         """Return what decodes rows of these columns (name, datatype, whether computed); None: rows are as they should be."""
-        decoders = [(at, name, self.decoder(datatype, computed=computed)) for at, (name, datatype, computed) in enumerate(columns)]
+        decoders = [
+            (at, name, self.decoder(datatype, computed=computed))
+            for at, (name, datatype, computed) in enumerate(columns)
+        ]
         needed = [(at, name, decode) for at, name, decode in decoders if decode is not None]
         if not needed:
             return None

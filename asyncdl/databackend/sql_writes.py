@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
-from asyncdl.databackend.sql_expressions import ResultColumn
+from asyncdl.databackend.sql_queries import QueryCompiler
 from asyncdl.databackend.sql_rows import IdMaker, RowEncoder, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import parse
@@ -16,42 +15,6 @@ from asyncdl.drivers.sql import SQLTransaction, Statement
 from asyncdl.errors import DatatypeError, QueryError, TableNotFoundError
 
 _INLINE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A query's SQL, the columns that it yields, and those that identify its rows."""
-
-    sql: str
-    columns: tuple[ResultColumn, ...]
-    key: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns' names."""
-        return tuple(each.name for each in self.columns)
-
-
-class Compile(Protocol):
-    """Compiles a query (`SQLDataBackend`)."""
-
-    async def __call__(
-        self,
-        query: ReadQuery,
-        outputs: Mapping[str, OutputTable],
-        *,
-        use: str = "read",
-        keyed: tuple[str, ...] = (),
-        tx: SQLTransaction | None = None,
-    ) -> Compiled:
-        """Return its SQL.
-
-        Parameters
-        ----------
-        use
-            ``"read"``; ``"work"``: the order of the rows means nothing; ``"value"``: the query is of one column, which is called
-            ``value`` and has the columns of ``keyed`` beside it (a scalar has not).
-        """
 
 
 Run = Callable[[SQLTransaction, Statement], Awaitable[list[Row]]]
@@ -62,8 +25,6 @@ class SQLWriter:
 
     Parameters
     ----------
-    compile
-        Compiles queries.
     call
         Runs a function that takes long on a thread.
     run
@@ -74,14 +35,14 @@ class SQLWriter:
         self,
         catalog: SQLCatalog,
         values: Values,
-        compile: Compile,  # noqa: A002 - what it does
+        compiler: QueryCompiler,
         call: Callable[[Callable[[], Any]], Awaitable[Any]],
         run: Run,
     ) -> None:
         self._catalog = catalog
         self._values = values
         self._dialect = values.dialect
-        self._compile = compile
+        self._compiler = compiler
         self._call = call
         self._run = run
         self._encoder = RowEncoder(values, IdMaker())
@@ -147,16 +108,16 @@ class SQLWriter:
 
     # queries
 
-    async def _update(
-        self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction
-    ) -> Written:
+    async def _update(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction) -> Written:
         schema = await self._keyed_table(request, tx)
         check_columns(schema, request.changes)
         if not request.changes:
             raise QueryError(f"an update of {schema.name!r} names no column that is to change")
         for name in request.changes:
             if name in schema.primary_key:
-                raise QueryError(f"{name!r} is the primary key of {schema.name!r}, which an update cannot change; delete and insert")
+                raise QueryError(
+                    f"{name!r} is the primary key of {schema.name!r}, which an update cannot change; delete and insert"
+                )
         sets, sources, params = await self._changes(schema, request.changes, outputs, tx)
         table = self._dialect.quote(schema.name)
         conditions = [self._dialect.equal(schema.primary_key, table, alias) for alias in sources]
@@ -178,14 +139,16 @@ class SQLWriter:
         params: list[Any] = []
         for name, change in changes.items():
             datatype, column = schema.columns[name], self._dialect.quote(name)
-            if not hasattr(change, "build"):
+            if not callable(getattr(type(change), "build", None)):
                 sets.append(f"{column} = {self._dialect.mark}")
                 params.append(self._values.encode_one(datatype, change, f"column {name!r}"))
                 continue
-            compiled = await self._compile(change, outputs, use="value", keyed=schema.primary_key, tx=tx)
+            compiled = await self._compiler.compile(change, outputs, use="value", keyed=schema.primary_key, tx=tx)
             value = compiled.columns[-1]
             if not _fits(value.datatype, datatype):
-                raise DatatypeError(f"column {name!r} is {datatype}, and cannot be set to an expression that is {value.datatype}")
+                raise DatatypeError(
+                    f"column {name!r} is {datatype}, and cannot be set to an expression that is {value.datatype}"
+                )
             if len(compiled.columns) == 1:
                 sets.append(f"{column} = ({compiled.sql})")
             else:
@@ -194,9 +157,7 @@ class SQLWriter:
                 sets.append(f"{column} = {alias}.{self._dialect.quote(value.name)}")
         return sets, sources, params
 
-    async def _delete(
-        self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction
-    ) -> Written:
+    async def _delete(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction) -> Written:
         schema = await self._keyed_table(request, tx)
         sql = f"DELETE FROM {self._dialect.quote(schema.name)}"  # noqa: S608 - quoted
         if request.where is not None:
@@ -214,13 +175,15 @@ class SQLWriter:
     async def _where(
         self, schema: TableSchema, where: ReadQuery, outputs: Mapping[str, OutputTable], tx: SQLTransaction
     ) -> str:
-        compiled = await self._compile(where, outputs, tx=tx)
-        lost = [name for name in schema.primary_key if name not in compiled.names]
-        if lost:
-            raise QueryError(f"the rows of an update or delete are found by their primary key, and the query has no {lost[0]!r}")
+        compiled = await self._compiler.compile(where, outputs, tx=tx)
         key = schema.primary_key
+        if len(compiled.key) < len(key):
+            raise QueryError(
+                f"the rows of an update or delete are found by their key ({', '.join(key)}), which the query does not keep"
+            )
         target = self._dialect.tuple_of(key, self._dialect.quote(schema.name))
-        return f"{target} IN (SELECT {self._dialect.quoted(key, 'w')} FROM ({compiled.sql}) AS w)"  # noqa: S608 - quoted
+        found = self._dialect.quoted(compiled.key[: len(key)], "w")
+        return f"{target} IN (SELECT {found} FROM ({compiled.sql}) AS w)"  # noqa: S608 - quoted
 
     async def _returning(self, schema: TableSchema, sql: str, params: list[Any], tx: SQLTransaction) -> Written:
         key = schema.primary_key

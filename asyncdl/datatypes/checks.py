@@ -6,7 +6,6 @@ storage format can rely on it. Columns whose classes all fit as they are cost on
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -111,8 +110,11 @@ def _integer(parsed: Parsed) -> Check:
         return int(plain)
 
     def fits(values: Sequence[Any]) -> bool:
-        present = [each for each in values if each is not None] if None in values else values
-        return low <= min(present) and max(present) <= high
+        try:
+            return bool(low <= min(values) and max(values) <= high)
+        except TypeError:  # None is among them
+            present = [each for each in values if each is not None]
+            return low <= min(present) and max(present) <= high
 
     return Check(parsed.text, one, frozenset({int}), fits)
 
@@ -286,7 +288,7 @@ def _time(parsed: Parsed) -> Check:
 def _interval(parsed: Parsed) -> Check:
     def one(value: Any) -> timedelta:
         plain = unwrapped(value)
-        if not isinstance(plain, timedelta) or plain != plain or getattr(plain, "nanoseconds", 0):  # noqa: PLR0124 - NaT
+        if not isinstance(plain, timedelta) or plain != plain or getattr(plain, "nanoseconds", False):  # noqa: PLR0124 - NaT
             raise refuse(parsed.text, value)
         return timedelta(plain.days, plain.seconds, plain.microseconds)
 
@@ -357,11 +359,6 @@ def _null(parsed: Parsed) -> Check:
         raise refuse(parsed.text, value)
 
     return Check(parsed.text, one)
-
-
-def is_nan(value: Any) -> bool:
-    """Return whether a value is a float that is not a number."""
-    return isinstance(value, float) and math.isnan(value)
 
 
 _MAKERS: dict[str, Callable[[Parsed], Check]] = {

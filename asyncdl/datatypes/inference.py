@@ -123,7 +123,7 @@ def _float(value: int) -> bool:
 
 def _integers(values: Sequence[Any]) -> str:
     present = [each for each in values if each is not None]
-    return "int64" if -_INT64 <= min(present) and max(present) < _INT64 else "json"
+    return "int64" if min(present) >= -_INT64 and max(present) < _INT64 else "json"
 
 
 def _timestamps(values: Sequence[Any]) -> str:

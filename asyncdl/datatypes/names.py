@@ -52,8 +52,8 @@ class Parsed:
     text
         Its canonical spelling.
     kind
-        ``integer``, ``float``, ``boolean``, ``string``, ``binary``, ``decimal``, ``timestamp``, ``date``, ``time``, ``interval``, ``uuid``,
-        ``json``, ``array``, ``struct``, ``map``, ``null``, or one of `OWN`.
+        ``integer``, ``float``, ``boolean``, ``string``, ``binary``, ``decimal``, ``timestamp``, ``date``, ``time``,
+        ``interval``, ``uuid``, ``json``, ``array``, ``struct``, ``map``, ``null``, or one of `OWN`.
     arguments
         What the kind needs: ``(precision, scale)`` of a decimal (None: any), ``(zone,)`` of a timestamp, ``(dtype, length)`` of
         a vector, ``(name,)`` of a declared datatype, ``(signed, bits)`` of an integer, the parts of a nested one.
@@ -120,7 +120,7 @@ def _canonical(datatype: str) -> str:
 def _canonical_ibis(datatype: str) -> str:
     import ibis  # noqa: PLC0415 - heavy: only for the spellings that are not in the table above
     from ibis.common.exceptions import IbisError  # noqa: PLC0415
-    from parsy import ParseError  # noqa: PLC0415
+    from parsy import ParseError  # type: ignore[import-untyped]  # noqa: PLC0415
 
     try:
         found = ibis.dtype(datatype.strip())

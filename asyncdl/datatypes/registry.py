@@ -92,7 +92,7 @@ class Datatypes:
             return _decode_image
         if parsed.kind == "pickle":
             return self._decode_pickle
-        return lambda data: self._of(parsed)[1](data)
+        return self._registered_decoder(parsed)
 
     # registered ones
 
@@ -116,6 +116,13 @@ class Datatypes:
             return bytes(data)
 
         return encode
+
+    def _registered_decoder(self, parsed: Parsed) -> Callable[[bytes], Any]:
+        def decode(data: bytes) -> Any:
+            _, decoder = self._of(parsed)  # looked up late: a datatype may be replaced
+            return decoder(data)
+
+        return decode
 
     # pickles
 

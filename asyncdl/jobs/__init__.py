@@ -1,0 +1,1 @@
+"""Jobs: what is to be done after what has happened."""

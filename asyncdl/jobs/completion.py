@@ -46,11 +46,8 @@ class Completion:
         cursor = await self._metadata.cursor(CURSOR) or 0
         open_ranges = _Ranges(await self._metadata.pending_causes(cursor))
         for future, events in asked.items():
-            if events is None:
-                complete = open_ranges.empty
-            else:
-                complete = events[1] <= cursor and not open_ranges.overlap(*events)
-            if complete:
+            done = open_ranges.empty if events is None else events[1] <= cursor and not open_ranges.overlap(*events)
+            if done:
                 self._waiting.pop(future, None)
                 if not future.done():
                     future.set_result(None)

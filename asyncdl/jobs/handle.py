@@ -51,7 +51,7 @@ class Handle:
     last: int
     follow: Follow = field(repr=False)
 
-    async def wait(self, timeout: float | None = None) -> None:
+    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - what users expect
         """Wait until all work that follows has been done, that of listeners on listeners too.
 
         Parameters
@@ -84,10 +84,15 @@ class Handle:
         await self._check()
 
     async def _check(self) -> None:
-        for state, kind, words in (("failed", JobFailedError, "failed"), ("cancelled", JobCancelledError, "was cancelled")):
+        for state, kind, words in (
+            ("failed", JobFailedError, "failed"),
+            ("cancelled", JobCancelledError, "was cancelled"),
+        ):
             where = JobFilter(states=(state,), covers=self.last, limit=1)  # type: ignore[arg-type]
             for job in await self.follow.metadata.jobs(where):
-                raise kind(f"job {job.id} ({job.kind}) {words} after {job.attempts} attempts: {job.error or 'by request'}")
+                raise kind(
+                    f"job {job.id} ({job.kind}) {words} after {job.attempts} attempts: {job.error or 'by request'}"
+                )
 
     async def progress(self) -> AsyncIterator[Progress]:
         """Yield how far the work has come, whenever that changes, until it has been done."""

@@ -113,7 +113,7 @@ class Runner:
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(job))
             raise
-        except Exception as error:  # noqa: BLE001 - a job's failure ends at its edge
+        except Exception as error:
             await self._fail(job, error)
         finally:
             self._running.pop(job.id, None)
@@ -151,9 +151,11 @@ class Runner:
             FinishJob(job.id, self.owner, "failed", now, error=text),
             event.change(job.first, job.last),
         ]
-        for record in await self._stores.metadata.components(uuids=[job.target]):
-            if job.kind == BACKFILL and record.status == "pending":
-                changes.append(SetComponentStatus(record.uuid, "failed"))
+        changes += [
+            SetComponentStatus(record.uuid, "failed")
+            for record in await self._stores.metadata.components(uuids=[job.target])
+            if job.kind == BACKFILL and record.status == "pending"
+        ]
         await self._end(job, *changes)
 
     async def _give_back(self, job: JobRecord) -> None:

@@ -17,11 +17,7 @@ logger = logging.getLogger("asyncdl.jobs")
 
 CURSOR = "scheduler"
 _PAGE = 500
-_PLANNED = {
-    each.__name__
-    for base in PLANNED
-    for each in (base, *base.__subclasses__())
-}
+_PLANNED = {each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())}
 
 
 class Scheduler:
@@ -69,9 +65,7 @@ class Scheduler:
 
     async def _installed(self) -> list[InstalledListener]:
         return [
-            InstalledListener(
-                record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active
-            )
+            InstalledListener(record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active)
             for record, state in await self._registry.listeners()
         ]
 

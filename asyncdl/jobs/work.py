@@ -24,7 +24,14 @@ from asyncdl.components.registry import ListenerState, Registry, with_datatype
 from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelTask, RowError
 from asyncdl.databackend.base import DataBackend, Key, Output, OutputTable, Row
 from asyncdl.datatypes import infer
-from asyncdl.errors import AsyncDLError, ComponentNotFoundError, ConflictError, DatatypeError, LeaseLostError, ModelOutputError
+from asyncdl.errors import (
+    AsyncDLError,
+    ComponentNotFoundError,
+    ConflictError,
+    DatatypeError,
+    LeaseLostError,
+    ModelOutputError,
+)
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
@@ -97,7 +104,9 @@ class ListenerWork:
         if self._job.kind == BACKFILL:
             if self._arguments.get("sweep"):
                 await self._sweep(None)
-            self._total = await self._stores.databackend.count_missing(self._select, self._outputs, self._table_or_none())
+            self._total = await self._stores.databackend.count_missing(
+                self._select, self._outputs, self._table_or_none()
+            )
             await self._advance("computing")
             await self._process(self._missing())
         elif self._job.kind == RECOMPUTE:
@@ -304,7 +313,11 @@ class ListenerWork:
             checked = []
             for each in results:
                 values = each.value if self._listener.flatten else [each.value]
-                wrong = None if each.error else next(filter(None, (databackend.encode_error(table, v) for v in values)), None)
+                wrong = (
+                    None
+                    if each.error
+                    else next(filter(None, (databackend.encode_error(table, v) for v in values)), None)
+                )
                 checked.append(replace(each, value=None, error=_error(wrong)) if wrong is not None else each)
             await self._commit(batch, checked)
 
@@ -361,7 +374,5 @@ def _error(error: BaseException) -> str:
 
 def _first(failures: BaseExceptionGroup) -> BaseException:
     """Return the failure that says most: a lost lease before what it caused."""
-    flat: list[BaseException] = []
-    for each in failures.exceptions:
-        flat.append(_first(each) if isinstance(each, BaseExceptionGroup) else each)
+    flat = [_first(each) if isinstance(each, BaseExceptionGroup) else each for each in failures.exceptions]
     return next((each for each in flat if isinstance(each, LeaseLostError)), flat[0])

@@ -312,10 +312,7 @@ class ChangeCompiler:
     def _(self, change: base.DeleteEvents) -> Iterator[Statement]:
         yield self._statement(
             "drop_events",
-            lambda: delete(events).where(
-                events.c.seq <= P("key"),
-                events.c.seq < select(select(func.max(events.c.seq).label("seq")).subquery().c.seq),
-            ),
+            lambda: delete(events).where(events.c.seq <= P("key"), events.c.seq < _newest()),
             {"key": change.up_to},
         )
 
@@ -325,6 +322,12 @@ def claimable() -> Any:
     due = and_(jobs.c.state == literal_column("'pending'"), jobs.c.not_before <= P("now"))
     abandoned = and_(jobs.c.state == literal_column("'running'"), jobs.c.lease <= P("now"))
     return or_(due, abandoned)
+
+
+def _newest() -> Any:
+    # in a derived table: MySQL does not delete from a table that the condition reads
+    newest = select(func.max(events.c.seq).label("seq")).subquery()
+    return select(newest.c.seq).scalar_subquery()
 
 
 def _held() -> Any:

@@ -108,9 +108,13 @@ class Recorder:
         owner = getattr(function, "__self__", None)
         if isinstance(owner, Recorded):
             name = getattr(function, "__name__", "?")
-            raise QueryError(f"{name} is a method of queries, and was not called; a column of that name is table[{name!r}]")
+            raise QueryError(
+                f"{name} is a method of queries, and was not called; a column of that name is table[{name!r}]"
+            )
         if not self._functions:
-            raise QueryError(f"{function!r} is called with names, so it cannot be recorded; pass a dict or list of names")
+            raise QueryError(
+                f"{function!r} is called with names, so it cannot be recorded; pass a dict or list of names"
+            )
         if self._table is not None:
             return self._record(function(self._wrap(self._table)))
         level = _NESTED.get()
@@ -174,7 +178,9 @@ class Recorder:
         return make("op", _operator(resolver.func, BINARY), sides)
 
     def _read_mapping(self, resolver: Any) -> Node:
-        return make("dict", inputs=[self._resolver(each) for each in resolver.values.values()], keywords=resolver.values)
+        return make(
+            "dict", inputs=[self._resolver(each) for each in resolver.values.values()], keywords=resolver.values
+        )
 
     def _read_sequence(self, resolver: Any) -> Node:
         kind = "tuple" if resolver.typ is tuple else "list"
@@ -219,7 +225,9 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
         raise QueryError(f"{function!r} has no signature, so it cannot be recorded; write a lambda") from error
     names = [each.name for each in found if each.kind in {each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD}]
     if len(names) != len(found) or len(names) not in {1, 2}:
-        raise QueryError(f"{function!r} takes {', '.join(map(str, found)) or 'nothing'}; a recorded function takes a value or two")
+        raise QueryError(
+            f"{function!r} takes {', '.join(map(str, found)) or 'nothing'}; a recorded function takes a value or two"
+        )
     return names
 
 
@@ -232,11 +240,12 @@ def _is_special(value: Any) -> bool:
     if isinstance(value, slice):
         return True
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(_is_step(each) or _is_special(each) for each in value)
+        return any(is_step(each) or isinstance(each, type) or _is_special(each) for each in value)
     if isinstance(value, Mapping):
-        return any(_is_step(each) or _is_special(each) for each in value.values())
+        return any(is_step(each) or isinstance(each, type) or _is_special(each) for each in value.values())
     return False
 
 
-def _is_step(value: Any) -> bool:
-    return isinstance(value, (Recorded, type, *_FUNCTIONS)) or _of_ibis(value)
+def is_step(value: Any) -> bool:
+    """Whether something is an expression, or will be one: a query, a function, a deferred or other object of ibis."""
+    return isinstance(value, (Recorded, *_FUNCTIONS)) or _of_ibis(value)

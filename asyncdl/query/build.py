@@ -14,7 +14,7 @@ from asyncdl.databackend.base import Built, Catalog
 from asyncdl.errors import AsyncDLError, QueryError, UnknownColumnError
 from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.mentions import unknown_columns
-from asyncdl.query.nodes import Node, value_of, walk
+from asyncdl.query.nodes import Node, make, value_of, walk
 from asyncdl.query.outputs import Joiner
 from asyncdl.query.shown import show
 from asyncdl.query.vocabulary import BINARY, DENIED, UNARY
@@ -28,6 +28,7 @@ def build(node: Node, catalog: Catalog) -> Built:
     expression = builder.build(node, {})
     if not builder.is_expression(expression):
         raise QueryError(f"{show(node)} is no query: it gives a {type(expression).__name__}")
+    builder.check_columns(expression, node)
     return Built(expression, builder.key(expression))
 
 
@@ -36,9 +37,9 @@ class Builder:
 
     def __init__(self, catalog: Catalog) -> None:
         import ibis  # noqa: PLC0415 - heavy: only where a query is built
-        import ibis.expr.types as types  # noqa: PLC0415
         from ibis.common.deferred import Deferred  # noqa: PLC0415
         from ibis.common.selectors import Selector  # noqa: PLC0415
+        from ibis.expr import types  # noqa: PLC0415
         from ibis.expr.builders import Builder as Window  # noqa: PLC0415
         from ibis.expr.types.groupby import GroupedArray, GroupedTable  # noqa: PLC0415
         from ibis.expr.types.temporal_windows import WindowedTable  # noqa: PLC0415
@@ -55,7 +56,10 @@ class Builder:
         classes = [each for each in vars(types).values() if isinstance(each, type) and issubclass(each, types.Expr)]
         self._methods = {name for each in classes for name in _public(each)}
         self._properties = {
-            name for each in classes for name, what in vars(each).items() if isinstance(what, property) and name[0] != "_"
+            name
+            for each in classes
+            for name, what in vars(each).items()
+            if isinstance(what, property) and name[0] != "_"
         }
         self._build: dict[str, Callable[[Node, list[Any], _Values], Any]] = {
             "table": self._build_table,
@@ -73,7 +77,9 @@ class Builder:
             "op": self._build_op,
             "function": self._build_function,
             "outputs": lambda node, inputs, known: self._joiner.join(self._rows(node, inputs), node.keywords, node),
-            "missing_outputs": lambda node, inputs, known: self._joiner.missing(self._rows(node, inputs), node.name, node),
+            "missing_outputs": lambda node, inputs, known: self._joiner.missing(
+                self._rows(node, inputs), node.name, node
+            ),
             "ids": self._build_ids,
             "like": self._build_like,
         }
@@ -81,6 +87,15 @@ class Builder:
     def is_expression(self, value: Any) -> bool:
         """Whether something is an expression of ibis that can be executed."""
         return isinstance(value, self._expression)
+
+    def check_columns(self, rows: Any, node: Node) -> None:
+        """Raise `QueryError` where a join has left two columns of one name."""
+        try:
+            getattr(rows, "columns", None)
+        except self._ibis.common.exceptions.IbisError as error:
+            raise QueryError(
+                f"{show(node)}: {error}; name them apart with lname= or rname=, or choose by .select(...)"
+            ) from error
 
     def key(self, expression: Any) -> tuple[str, ...]:
         """Return the columns that identify the rows of an expression."""
@@ -130,8 +145,6 @@ class Builder:
 
     def _build_function(self, node: Node, inputs: list[Any], known: _Values) -> Any:
         """Return a function that builds its body anew for what ibis passes to it."""
-        from asyncdl.query.nodes import make  # noqa: PLC0415
-
         params = [make("param", f"{node.name}.{at}").digest for at in range(len(node.keywords))]
 
         def call(values: tuple[Any, ...]) -> Any:
@@ -152,10 +165,12 @@ class Builder:
         if isinstance(receiver, self._struct) and name in receiver.names:
             return receiver[name]
         if isinstance(receiver, self._receivers):
-            found = getattr(receiver, name) if self._may(receiver, name) or isinstance(receiver, self._grouped) else None
+            found = (
+                getattr(receiver, name) if self._may(receiver, name) or isinstance(receiver, self._grouped) else None
+            )
             if isinstance(found, self._receivers):
                 return found
-        what = f"{name} is a method, call it" if self._may(receiver, name) else f"there is no {name}"
+        what = f"{name} is a method: call it" if self._may(receiver, name) else f"there is no {name}"
         raise QueryError(f"{show(node)}: {what}{_suggestion(name, _public(type(receiver)))}")
 
     def _build_item(self, node: Node, inputs: list[Any], known: _Values) -> Any:
@@ -186,7 +201,9 @@ class Builder:
         if not allowed:
             known_names = self._methods if isinstance(receiver, self._deferred) else _public(type(receiver))
             kind = type(receiver).__name__
-            raise QueryError(f"{show(node)}: a {kind} has no method {name}(){_suggestion(name, known_names - set(DENIED))}")
+            raise QueryError(
+                f"{show(node)}: {kind} has no method {name}(){_suggestion(name, known_names - set(DENIED))}"
+            )
         return self._apply(getattr(receiver, name), node, inputs[1:])
 
     def _build_fn(self, node: Node, inputs: list[Any], known: _Values) -> Any:
@@ -214,6 +231,7 @@ class Builder:
     def _rows(self, node: Node, inputs: list[Any]) -> Any:
         if not isinstance(inputs[0], self._table):
             raise QueryError(f"{show(node)}: {node.kind}() is asked of rows, and this is a {type(inputs[0]).__name__}")
+        self.check_columns(inputs[0], node.inputs[0])
         return inputs[0]
 
     def _build_ids(self, node: Node, inputs: list[Any], known: _Values) -> Any:
@@ -230,10 +248,12 @@ def _public(kind: type) -> set[str]:
 
 def _unknown(missing: list[str], columns: list[str], node: Node, *, method: bool = False) -> UnknownColumnError:
     name = missing[0]
-    advice = f"; {name} is a method, call it" if method else _suggestion(name, columns)
-    return UnknownColumnError(f"{show(node)}: there is no column {name!r}{advice}; the columns are {', '.join(columns)}")
+    advice = f" ({name} is a method: call it)" if method else _suggestion(name, columns)
+    return UnknownColumnError(
+        f"{show(node)}: there is no column {name!r}{advice}; the columns are {', '.join(columns)}"
+    )
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f" (did you mean {close[0]!r}?)" if close else ""

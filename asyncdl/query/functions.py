@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from asyncdl.errors import QueryError
 from asyncdl.query.arguments import Recorder
 from asyncdl.query.nodes import make
 from asyncdl.query.recorder import Query
@@ -28,7 +29,10 @@ class Namespace:
             arguments = [recorder.record(each) for each in (*args, *kwargs.values())]
             return Query(make("fn", full, arguments, kwargs))
 
-        make("fn", full)  # an unknown name is refused here, and not where it is called
+        try:
+            make("fn", full)
+        except QueryError as error:
+            raise AttributeError(str(error)) from error
         function.__name__ = function.__qualname__ = full
         return function
 

@@ -41,6 +41,7 @@ class Keys:
         import ibis.expr.operations as ops  # noqa: PLC0415 - heavy: only where a query is built
 
         self._ops = ops
+        self._same_columns = (ops.Filter, ops.Sort, ops.Limit, ops.FillNull, ops.DropNull, ops.Sample, ops.Distinct)
         self._found: dict[Any, Identity | None] = {}
         self._positions: dict[Any, dict[str, str]] = {}
 
@@ -72,7 +73,7 @@ class Keys:
             return [relation.first]
         if isinstance(relation, (ops.Intersection, ops.Difference)):
             return [relation.left, relation.right]
-        if isinstance(relation, (ops.Simple, ops.Reference, ops.AliasedRelation, ops.Project, ops.DropColumns)):
+        if isinstance(relation, (*self._same_columns, ops.Reference, ops.Project, ops.DropColumns)):
             return [relation.parent]
         return []
 
@@ -85,8 +86,6 @@ class Keys:
         if isinstance(relation, ops.JoinChain):
             return self._through_join(relation, identity)
         if isinstance(relation, ops.Project):
-            if any(value.find(ops.Unnest) for value in relation.values.values()):
-                return None
             return self._through_values(relation, relation.parent, identity)
         if isinstance(relation, ops.DropColumns):
             return None if set(identity.key) & set(relation.columns_to_drop) else identity
@@ -108,6 +107,8 @@ class Keys:
     def _through_values(self, relation: Any, parent: Any, identity: Identity) -> Identity | None:
         """Return the identity where each key column of ``parent`` is a column here; its own name is preferred."""
         ops = self._ops
+        if any(value.find(ops.Unnest, filter=ops.Value) for value in relation.values.values()):
+            return None
         names: dict[str, list[str]] = {}
         for name, value in relation.values.items():
             if isinstance(value, ops.Field) and value.rel == parent:

@@ -9,7 +9,18 @@ from asyncdl.query.nodes import Node, value_of, walk
 from asyncdl.query.vocabulary import NAMES_COLUMNS
 
 _JOINS = frozenset(
-    "join inner_join left_join right_join outer_join semi_join anti_join any_inner_join any_left_join asof_join".split()
+    [
+        "join",
+        "inner_join",
+        "left_join",
+        "right_join",
+        "outer_join",
+        "semi_join",
+        "anti_join",
+        "any_inner_join",
+        "any_left_join",
+        "asof_join",
+    ]
 )
 
 
@@ -38,7 +49,9 @@ def _texts(node: Node, columns: Sequence[str]) -> Iterator[str]:
         else:
             yield from _strings(each)
     for keyword, each in zip(node.keywords, node.inputs[positional:], strict=True):
-        if keyword in {"by", "on", "subset"} or node.name in {"rename", "relocate"} and keyword not in {"before", "after"}:
+        if keyword in {"by", "on", "subset"} or (
+            node.name in {"rename", "relocate"} and keyword not in {"before", "after"}
+        ):
             yield from _strings(each)
 
 

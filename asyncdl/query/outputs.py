@@ -29,7 +29,9 @@ class Joiner:
             root = node.root
             key = self._catalog.primary_key(root) if root is not None else ()
             if not key:
-                raise QueryError(f"{show(node)}: the table {root!r} has no primary key, so its rows cannot be identified")
+                raise QueryError(
+                    f"{show(node)}: the table {root!r} has no primary key, so its rows cannot be identified"
+                )
             raise QueryError(
                 f"{show(node)}: nothing identifies these rows any more; keep the key of {root!r} ({', '.join(key)}) as it is "
                 f"in what comes before"

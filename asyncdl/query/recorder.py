@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from asyncdl.databackend.base import Built, Catalog
 from asyncdl.errors import QueryError
 from asyncdl.names import check_table
-from asyncdl.query.arguments import Recorded, Recorder
+from asyncdl.query.arguments import Recorded, Recorder, is_step
 from asyncdl.query.build import build
 from asyncdl.query.nodes import Node, make, table_of
 from asyncdl.query.shown import show
@@ -128,8 +128,7 @@ class Query(Recorded):
         recorder = Recorder(Query, self._node)
         recorded: dict[str, Any] = {}
         for column, value in changes.items():
-            plain = not isinstance(value, Recorded) and not callable(value) and not type(value).__module__.startswith("ibis.")
-            recorded[column] = value if plain else Query(recorder.record(value))
+            recorded[column] = Query(recorder.record(value)) if is_step(value) else value
         return Write("update", name, changes=recorded, where=self._where("update", where))
 
     def delete(self, where: Any = None) -> Write:
@@ -138,7 +137,9 @@ class Query(Recorded):
 
     def _written(self, what: str) -> str:
         if self._node.kind != "table":
-            raise QueryError(f"{what}() is asked of a table itself, db[{self._node.root!r}].{what}(...), not of {self!r}")
+            raise QueryError(
+                f"{what}() is asked of a table itself, db[{self._node.root!r}].{what}(...), not of {self!r}"
+            )
         return self._node.name
 
     def _where(self, what: str, where: Any) -> Query | None:
@@ -167,6 +168,7 @@ class Query(Recorded):
         raise AttributeError(f"queries are immutable; to leave a column out write query.drop({name!r})")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Query:
+        """Record the call of the method that this attribute is."""
         if self._node.kind != "attr":
             raise TypeError(f"{self!r} is no method, so it cannot be called")
         return Query(self._node.inputs[0])._call(self._node.name, args, kwargs)
@@ -260,10 +262,10 @@ class Query(Recorded):
     def __rrshift__(self, other: Any) -> Query:
         return self._reflected("rshift", other)
 
-    def __eq__(self, other: object) -> Query:  # type: ignore[override] - an expression, as in ibis
+    def __eq__(self, other: object) -> Query:  # type: ignore[override]  # an expression, as in ibis
         return self._binary("eq", other)
 
-    def __ne__(self, other: object) -> Query:  # type: ignore[override] - an expression, as in ibis
+    def __ne__(self, other: object) -> Query:  # type: ignore[override]  # an expression, as in ibis
         return self._binary("ne", other)
 
     def __lt__(self, other: Any) -> Query:
@@ -305,7 +307,9 @@ class Query(Recorded):
         raise TypeError(f"a query has no rows until it is executed: `async for row in await db.execute({self!r})`")
 
     def __len__(self) -> int:
-        raise TypeError(f"a query has no length until it is executed: `await (await db.execute({self!r}.count())).scalar()`")
+        raise TypeError(
+            f"a query has no length until it is executed: `await (await db.execute({self!r}.count())).scalar()`"
+        )
 
     def __contains__(self, value: object) -> bool:
         raise TypeError("a query contains nothing until it is executed; for a condition write column.isin([...])")

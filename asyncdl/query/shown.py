@@ -59,7 +59,8 @@ def _cut(text: str) -> str:
 def _write(node: Node, inputs: list[str]) -> str:
     kind = node.kind
     if kind in _PLAIN:
-        return _PLAIN[kind](node, inputs)
+        plain: str = _PLAIN[kind](node, inputs)
+        return plain
     if kind == "op":
         return _operator(node, inputs)
     arguments = _arguments(node, inputs if kind == "fn" else inputs[1:])

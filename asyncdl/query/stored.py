@@ -23,6 +23,8 @@ VERSION = 1
 LIMIT = 200_000
 """Steps in a stored query: more is no query but an attack."""
 
+_EMPTY: list[Any] = ["", [], []]
+
 
 def dump_node(node: Node) -> bytes:
     """Return a graph as JSON."""
@@ -75,7 +77,8 @@ def _load_step(step: Any, nodes: list[Node]) -> Node:
         raise QueryError("it is not [kind, name, inputs, keywords]")
     if step[0] == "literal":
         return _load_literal(step)
-    name, inputs, keywords = [*step[1:], *["", [], []][len(step) - 1 :]]
+    rest: list[Any] = [*step[1:], *_EMPTY[len(step) - 1 :]]
+    name, inputs, keywords = rest
     if not isinstance(name, str) or not isinstance(inputs, list) or not _are_texts(keywords):
         raise QueryError("it is not [kind, name, inputs, keywords]")
     if not all(type(each) is int and 0 <= each < len(nodes) for each in inputs):

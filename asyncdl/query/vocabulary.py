@@ -7,18 +7,30 @@ from collections.abc import Callable
 from typing import Any
 
 _RUN = "run the query with `await db.execute(query)`; the cursor has to_list, to_pandas, to_arrow and scalar"
-_EXPORT = "run the query with `await db.execute(query)` and write what `await cursor.to_pandas()` or `to_arrow()` returns"
+_EXPORT = (
+    "run the query with `await db.execute(query)` and write what `await cursor.to_pandas()` or `to_arrow()` returns"
+)
 _CODE = "raw SQL and arbitrary code cannot be stored; write it with the methods of tables and columns"
 _INSIDE = "what is inside an expression is known only to the backend; ask `await db.execute(...)` or the table's schema"
 
 DENIED: dict[str, str] = {
     **dict.fromkeys(
-        ["execute", "to_pandas", "to_pandas_batches", "to_polars", "to_pyarrow", "to_pyarrow_batches", "to_torch", "to_list"],
+        [
+            "execute",
+            "to_pandas",
+            "to_pandas_batches",
+            "to_polars",
+            "to_pyarrow",
+            "to_pyarrow_batches",
+            "to_torch",
+            "to_list",
+        ],
         _RUN,
     ),
     **dict.fromkeys(["preview", "compile", "visualize", "to_sql", "decompile", "verify"], _RUN),
     **dict.fromkeys(
-        ["to_csv", "to_delta", "to_json", "to_parquet", "to_parquet_dir", "to_xlsx", "to_geo", "to_file", "to_dict"], _EXPORT
+        ["to_csv", "to_delta", "to_json", "to_parquet", "to_parquet_dir", "to_xlsx", "to_geo", "to_file", "to_dict"],
+        _EXPORT,
     ),
     **dict.fromkeys(["sql", "alias", "pipe", "udf", "raw_sql", "parse_sql"], _CODE),
     **dict.fromkeys(["op", "get_name", "get_backend", "schema", "bind", "type", "unbind", "resolve"], _INSIDE),
@@ -34,14 +46,74 @@ DENIED: dict[str, str] = {
 """Names of methods that a query does not record, each with what to do instead."""
 
 FUNCTIONS: frozenset[str] = frozenset(
-    """and_ array asc coalesce cases cume_dist cumulative_window date dense_rank desc difference cross_join following greatest
-    ifelse intersect interval join least literal map now ntile null or_ percent_rank pi e preceding random range range_window
-    rank row_number rows_window struct time timestamp today trailing_range_window trailing_window union uuid window""".split()
+    [
+        "and_",
+        "array",
+        "asc",
+        "coalesce",
+        "cases",
+        "cume_dist",
+        "cumulative_window",
+        "date",
+        "dense_rank",
+        "desc",
+        "difference",
+        "cross_join",
+        "following",
+        "greatest",
+        "ifelse",
+        "intersect",
+        "interval",
+        "join",
+        "least",
+        "literal",
+        "map",
+        "now",
+        "ntile",
+        "null",
+        "or_",
+        "percent_rank",
+        "pi",
+        "e",
+        "preceding",
+        "random",
+        "range",
+        "range_window",
+        "rank",
+        "row_number",
+        "rows_window",
+        "struct",
+        "time",
+        "timestamp",
+        "today",
+        "trailing_range_window",
+        "trailing_window",
+        "union",
+        "uuid",
+        "window",
+    ]
 )
 """ibis' own functions that `fn` records."""
 
 SELECTORS: frozenset[str] = frozenset(
-    """numeric of_type startswith endswith contains matches any_of all_of cols across if_any if_all first last all none""".split()
+    [
+        "numeric",
+        "of_type",
+        "startswith",
+        "endswith",
+        "contains",
+        "matches",
+        "any_of",
+        "all_of",
+        "cols",
+        "across",
+        "if_any",
+        "if_all",
+        "first",
+        "last",
+        "all",
+        "none",
+    ]
 )
 """ibis' selectors that `fn.s` records."""
 
@@ -83,14 +155,49 @@ STILL_GROUPED: frozenset[str] = frozenset(["having", "order_by", "over"])
 """Methods of a grouped table that return one."""
 
 OWN_TABLE: frozenset[str] = frozenset(
-    """filter select mutate aggregate agg order_by group_by having distinct drop_null count nunique value_counts topk head
-    limit""".split()
+    [
+        "filter",
+        "select",
+        "mutate",
+        "aggregate",
+        "agg",
+        "order_by",
+        "group_by",
+        "having",
+        "distinct",
+        "drop_null",
+        "count",
+        "nunique",
+        "value_counts",
+        "topk",
+        "head",
+        "limit",
+    ]
 )
 """Methods of a table in whose arguments ``_``, and the parameter of a lambda, can only be the table itself."""
 
 NAMES_COLUMNS: frozenset[str] = frozenset(
-    """select mutate order_by drop group_by relocate rename drop_null fill_null cast try_cast unnest distinct aggregate agg
-    value_counts topk pivot_longer pivot_wider""".split()
+    [
+        "select",
+        "mutate",
+        "order_by",
+        "drop",
+        "group_by",
+        "relocate",
+        "rename",
+        "drop_null",
+        "fill_null",
+        "cast",
+        "try_cast",
+        "unnest",
+        "distinct",
+        "aggregate",
+        "agg",
+        "value_counts",
+        "topk",
+        "pivot_longer",
+        "pivot_wider",
+    ]
 )
 """Methods of a table whose arguments may be names of its columns: where to look for a misspelt one after an error."""
 

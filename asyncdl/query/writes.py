@@ -152,7 +152,9 @@ def _scalar(value: Any) -> Any:
     module = type(value).__module__
     if module.startswith("pandas"):
         if getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0):
-            raise InvalidRowError(f"{value!r} has nanoseconds, which databases do not keep; round it first: .round('us')")
+            raise InvalidRowError(
+                f"{value!r} has nanoseconds, which databases do not keep; round it first: .round('us')"
+            )
         if hasattr(value, "to_pydatetime"):
             return value.to_pydatetime()
         if hasattr(value, "to_pytimedelta"):

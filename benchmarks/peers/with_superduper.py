@@ -17,7 +17,7 @@ FILE = Path("superduper.db").absolute()
 
 def main() -> None:
     options = workload.parser().parse_args()
-    db = superduper(f"sqlite:///{FILE}")  # sqlite://name.db, as its documentation has it, fails in SQLAlchemy
+    db = superduper(f"sqlite:///{FILE}")  # sqlite://name.db fails: SQLAlchemy refuses it
     # Its output tables hold the source rows' keys as text, so that only tables with text keys can be joined with them.
     db.apply(Table("docs", fields={"id": "str", "text": "str"}, primary_id="id"), force=True)
     for chunk in workload.chunks(0, options.rows, options.keys, 10_000):

@@ -1,0 +1,250 @@
+"""Listeners' output tables: the statements, made once for each table and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
+from typing import Any
+
+from asyncdl.databackend.base import Key, Output, OutputTable, TableSchema
+from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE, output_columns
+from asyncdl.databackend.sql_values import Values
+from asyncdl.datatypes import parse
+from asyncdl.drivers.sql import Row, Statement
+from asyncdl.errors import DatatypeError, QueryError
+
+_STAMPS = (VALUE, AS_OF, ERROR)
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[tuple[Sequence[Any], int]]:
+    """Yield items in lists, each filled up with its last item to a power of two, and how many of them are real.
+
+    So a statement that names them has one of few texts, and databases keep it prepared.
+    """
+    for at in range(0, len(items), size):
+        part = list(items[at : at + size])
+        width = 1 << (len(part) - 1).bit_length()
+        yield part + [part[-1]] * (width - len(part)), len(part)
+
+
+class OutputWriter:
+    """Makes the statements that write and read one output table.
+
+    Parameters
+    ----------
+    table
+        The table; its datatype is known.
+    """
+
+    def __init__(self, values: Values, table: OutputTable) -> None:
+        self._values = values
+        self._dialect = values.dialect
+        self.table = table
+        self._name = self._dialect.quote(table.name)
+        self._columns = output_columns(table)
+        self._key = tuple(table.key)
+        self._own_key = (*self._key, POSITION) if table.flatten else self._key
+        self._roots = tuple(list(table.key)[: len(table.root)])
+        clash = {VALUE, AS_OF, ERROR, *([POSITION] if table.flatten else [])} & set(table.key)
+        if clash:
+            raise QueryError(
+                f"the outputs of {table.identifier!r} cannot be keyed by a column {sorted(clash)[0]!r}: rename it"
+            )
+        self._put = self._put_sql()
+
+    # the table
+
+    def create(self) -> list[Statement]:
+        """Return the statements that make the table."""
+        schema = TableSchema(self.table.name, self._columns, self._own_key)
+        types = [self._dialect.column_type(parse(each)) for each in self._columns.values()]
+        sql = self._dialect.create_table(schema, types, not_null=[AS_OF])
+        index = self._dialect.quote(f"{self.table.name}_failed")
+        failed = f"CREATE INDEX IF NOT EXISTS {index} ON {self._name} ({self._dialect.quote(self._roots[0])}) "
+        return [Statement(sql), Statement(f"{failed}WHERE {self._dialect.quote(ERROR)} IS NOT NULL")]
+
+    def drop(self) -> list[Statement]:
+        """Return the statement that drops the table."""
+        return [Statement(f"DROP TABLE IF EXISTS {self._name}")]
+
+    # writing
+
+    def put(self, results: Sequence[Output], as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
+        """Return the statements that write results.
+
+        Raises
+        ------
+        DatatypeError
+            A value does not fit; the message says of which row.
+        """
+        statements = self._delete_replaced(results, as_of, replaced)
+        if self.table.flatten:
+            return statements + self._put_elements(results, as_of)
+        if results:
+            keys = self._encode_keys([each.key for each in results])
+            errors = [each.error for each in results]
+            values = [each.value for each in results]
+            if any(errors):
+                values = [None if error else value for value, error in zip(values, errors, strict=True)]
+            rows = list(zip(*keys, self._encode_values(values, results), repeat(as_of), errors, strict=False))
+            statements.append(Statement(self._put, rows, many=True))
+        return statements
+
+    def _put_sql(self) -> str:
+        dialect, names = self._dialect, list(self._columns)
+        stamp = dialect.quote(AS_OF)
+        if not self.table.flatten:
+            newer = f" WHERE excluded.{stamp} >= {self._name}.{stamp}"
+            return dialect.upsert(self.table.name, names, self._own_key, _STAMPS, newer)
+        # A list belongs together: none of it is written beside elements that are newer.
+        sets = ", ".join(f"{dialect.quote(name)} = excluded.{dialect.quote(name)}" for name in _STAMPS)
+        same = " AND ".join(f"o.{dialect.quote(name)} = {dialect.mark}" for name in self._key)
+        return (
+            f"INSERT INTO {self._name} ({dialect.quoted(names)}) SELECT {', '.join([dialect.mark] * len(names))} "  # noqa: S608
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same} AND o.{stamp} > {dialect.mark}) "
+            f"ON CONFLICT ({dialect.quoted(self._own_key)}) DO UPDATE SET {sets}"
+        )
+
+    def _put_elements(self, results: Sequence[Output], as_of: int) -> list[Statement]:
+        if not results:
+            return []
+        owners: list[Output] = []
+        positions: list[int] = []
+        elements: list[Any] = []
+        for each in results:
+            if each.error is not None or not len(each.value):
+                owners.append(each)
+                positions.append(-1)
+                elements.append(None)
+            else:
+                owners.extend(repeat(each, len(each.value)))
+                positions.extend(range(len(each.value)))
+                elements.extend(each.value)
+        keys = self._encode_keys([each.key for each in owners])
+        values = self._encode_values(elements, owners)
+        errors = [each.error for each in owners]
+        rows = list(zip(*keys, positions, values, repeat(as_of), errors, *keys, repeat(as_of), strict=False))
+        source = self._encode_keys([each.key for each in results])
+        delete = Statement(self._delete_sql(self._key), list(zip(*source, repeat(as_of), strict=False)), many=True)
+        return [delete, Statement(self._put, rows, many=True)]
+
+    def _delete_replaced(
+        self, results: Sequence[Output], as_of: int, replaced: Sequence[Key] | None
+    ) -> list[Statement]:
+        if not replaced:
+            return []
+        left: Sequence[Key] = replaced
+        if not self.table.flatten and self._roots == self._key:
+            single = len(self._roots) == 1
+            written = {each.key[0] if single else each.key for each in results}
+            left = [each for each in replaced if each not in written]
+        if not left:
+            return []
+        keys = self.encode_ids(left)
+        rows = list(zip(*keys, repeat(as_of), strict=False))
+        return [Statement(self._delete_sql(self._roots), rows, many=True)]
+
+    def _delete_sql(self, key: Sequence[str]) -> str:
+        dialect = self._dialect
+        same = " AND ".join(f"{dialect.quote(name)} = {dialect.mark}" for name in key)
+        return f"DELETE FROM {self._name} WHERE {same} AND {dialect.quote(AS_OF)} <= {dialect.mark}"  # noqa: S608 - quoted
+
+    # values
+
+    def _encode_keys(self, keys: Sequence[Row]) -> list[Sequence[Any]]:
+        if len(self._key) == 1:
+            return [self._encode_key(self._key[0], [key[0] for key in keys])]
+        columns = zip(*keys, strict=True)
+        return [self._encode_key(name, column) for name, column in zip(self._key, columns, strict=True)]
+
+    def _encode_key(self, name: str, column: Sequence[Any]) -> Sequence[Any]:
+        return self._values.encode(self.table.key[name], column, lambda at: f"output {at}, key {name!r}")
+
+    def encode_ids(self, ids: Sequence[Key]) -> list[Sequence[Any]]:
+        """Return root ids as columns of what the driver is given."""
+        if len(self._roots) == 1:
+            return [self._encode_key(self._roots[0], ids)]
+        return [
+            self._encode_key(name, column) for name, column in zip(self._roots, zip(*ids, strict=True), strict=True)
+        ]
+
+    def _encode_values(self, values: Sequence[Any], owners: Sequence[Output]) -> Sequence[Any]:
+        assert self.table.datatype is not None  # noqa: S101 - there is a table
+        return self._values.encode(
+            self.table.datatype,
+            values,
+            lambda at: f"the output of {self.table.identifier!r} for row {owners[at].key!r}",
+        )
+
+    def encode_error(self, value: Any) -> Exception | None:
+        """Return why a value cannot be stored, None if it can."""
+        assert self.table.datatype is not None  # noqa: S101 - there is a table
+        try:
+            self._values.encode_one(self.table.datatype, value, f"an output of {self.table.identifier!r}")
+        except DatatypeError as error:
+            return error
+        return None
+
+    def decode_ids(self, rows: list[Row]) -> list[Key]:
+        """Return the root ids of rows that begin with them."""
+        width = len(self._roots)
+        decode = self._values.rows([(name, self.table.key[name], False) for name in self._roots])
+        if rows and len(rows[0]) > width:
+            rows = [row[:width] for row in rows]
+        decoded = decode(rows) if decode is not None else rows
+        return [row[0] for row in decoded] if width == 1 else list(decoded)
+
+    # reading
+
+    def _matches(self, output: str, select: str, key: Sequence[str]) -> str:
+        """Return the condition that an output belongs to a select's row; the select may have renamed the key."""
+        quote = self._dialect.quote
+        pairs = zip(self._key, key, strict=True)
+        return " AND ".join(f"{output}.{quote(own)} = {select}.{quote(theirs)}" for own, theirs in pairs)
+
+    def missing(self, of: str, key: Sequence[str]) -> str:
+        """Return the condition that a row of the select, which has this alias and key, has neither output nor error."""
+        same = self._matches("o", of, key)
+        return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
+
+    def sweep(self, select: str, key: Sequence[str], ids: Sequence[Key] | None) -> Iterator[Statement]:
+        """Yield the statements that delete outputs whose row a select does not have, returning root ids."""
+        same = self._matches(self._name, "s", key)
+        roots = self._dialect.quoted(self._roots)
+        gone = f"NOT EXISTS (SELECT 1 FROM ({select}) AS s WHERE {same}) RETURNING {roots}"  # noqa: S608 - compiled
+        if ids is None:
+            yield Statement(f"DELETE FROM {self._name} WHERE {gone}", fetch=True)  # noqa: S608 - quoted
+            return
+        for condition, params in self._listed(ids):
+            yield Statement(f"DELETE FROM {self._name} WHERE {condition} AND {gone}", params, fetch=True)  # noqa: S608
+
+    def current(self, ids: Sequence[Key], as_of: int) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the queries for the root ids all of whose rows are of ``as_of`` or later."""
+        roots = self._dialect.quoted(self._roots)
+        having = f"GROUP BY {roots} HAVING min({self._dialect.quote(AS_OF)}) >= {self._dialect.mark}"
+        for condition, params in self._listed(ids):
+            yield f"SELECT {roots} FROM {self._name} WHERE {condition} {having}", [*params, as_of]  # noqa: S608
+
+    def _listed(self, ids: Sequence[Key]) -> Iterator[tuple[str, list[Any]]]:
+        yield from listed(self._values, {name: self.table.key[name] for name in self._roots}, ids)
+
+    def failed(self) -> str:
+        """Return the query for root ids and errors; its parameter is how many."""
+        roots, error = self._dialect.quoted(self._roots), self._dialect.quote(ERROR)
+        return (
+            f"SELECT {roots}, min({error}) FROM {self._name} WHERE {error} IS NOT NULL "  # noqa: S608 - quoted
+            f"GROUP BY {roots} ORDER BY {roots} LIMIT {self._dialect.mark}"
+        )
+
+
+def listed(values: Values, key: Mapping[str, str], ids: Sequence[Key], of: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Yield conditions with their parameters, which together are true of the rows with these keys."""
+    if not ids:
+        return
+    columns = [list(ids)] if len(key) == 1 else [list(column) for column in zip(*ids, strict=True)]
+    encoded = [
+        values.encode(datatype, column, lambda at, name=name: f"id {at}, column {name!r}")  # type: ignore[misc]
+        for (name, datatype), column in zip(key.items(), columns, strict=True)
+    ]
+    for rows, _ in chunks(list(zip(*encoded, strict=True)), values.dialect.largest_list):
+        yield values.dialect.in_list(list(key), len(rows), of), [each for row in rows for each in row]

@@ -1,0 +1,49 @@
+"""Models of the tests: importable, so that they are stored by reference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+calls: Counter[object] = Counter()
+"""What `counted` was called with, in this process."""
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def counted(x: object) -> object:
+    calls[x] += 1
+    return x
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def upper(text: str) -> str:
+    return text.upper()
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def fails_on_negative(x: int) -> int:
+    if x < 0:
+        raise ValueError(f"{x} is negative")
+    return x + 1
+
+
+def one_too_few(xs: list[int]) -> list[int]:
+    return xs[:-1]
+
+
+def squares(xs: list[int]) -> list[int]:
+    return [x * x for x in xs]
+
+
+async def slowly(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 100
