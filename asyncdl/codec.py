@@ -22,6 +22,7 @@ from asyncdl.errors import DatatypeError
 
 _INT64 = 2**63
 _MICROSECOND = timedelta(microseconds=1)
+_PLAIN = ({int}, {str})
 
 
 def dumps(value: Any) -> bytes:
@@ -63,6 +64,8 @@ def to_plain(value: Any) -> Any:
 def from_plain(tree: Any) -> Any:
     """Return the value that `to_plain` made the tree of; raises `DatatypeError`."""
     if isinstance(tree, list):
+        if set(map(type, tree)) in _PLAIN:
+            return tree
         return [from_plain(each) for each in tree]
     if not isinstance(tree, dict):
         return tree
@@ -153,6 +156,9 @@ def _encode_float(value: float, path: str) -> Any:
 
 
 def _encode_list(value: list[Any], path: str) -> Any:
+    kinds = set(map(type, value))
+    if kinds in _PLAIN and (int not in kinds or -_INT64 <= min(value) <= max(value) < _INT64):
+        return value  # a list of ids, mostly: as it is, ten times faster
     return [_encode(each, f"{path}[{at}]") for at, each in enumerate(value)]
 
 

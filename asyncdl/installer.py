@@ -190,8 +190,9 @@ class Installer:
         select = component.select
         installed = await self._registry.outputs(select.listeners() - draft.outputs.keys())
         root = select.root()
+        unmade = draft.tables if draft.tables or draft.outputs else None
         try:
-            schema = await self._databackend.check(select, {**installed, **draft.outputs}, draft.tables)
+            schema = await self._databackend.check(select, {**installed, **draft.outputs}, unmade)
         except TableNotFoundError as error:
             raise TableNotFoundError(
                 f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "

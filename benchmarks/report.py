@@ -68,10 +68,9 @@ class Results:
 def print_tables(results: Results, chosen: argparse.Namespace) -> None:
     """Print everything that was measured."""
     results.console.print()
-    results.console.print(_beside(results, chosen))
-    alone = _alone(results, chosen)
-    if alone.row_count:
-        results.console.print(alone)
+    for table in (_beside(results, chosen), _alone(results, chosen)):
+        if table.row_count:
+            results.console.print(table)
     for failure in results.failures.values():
         results.console.print(failure, style="red", markup=False, highlight=False)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asyncdl.components.component import Component
+from asyncdl.components.datatype import Datatype
 from asyncdl.compute.base import Placement
+from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError
 
 Key = str | tuple[str, ...] | Mapping[str, str]
@@ -47,7 +49,7 @@ class Model(Component):
     type_id: ClassVar[str] = "model"
 
     object: Any = field(metadata={"blob": True})
-    datatype: Any = field(default=None, kw_only=True)
+    datatype: str | Datatype | None = field(default=None, kw_only=True)
     batch: bool | None = field(default=None, kw_only=True)
     method: str | None = field(default=None, kw_only=True)
     kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
@@ -57,11 +59,15 @@ class Model(Component):
     retries: int = field(default=0, kw_only=True)
 
     def check(self) -> None:
-        """Raise `InvalidComponentError` when the object cannot be called as declared."""
+        """Raise `InvalidComponentError` when the object cannot be called as declared, `DatatypeError` for its datatype."""
         target = self.target
         if not callable(target):
             what = f"its method {self.called!r}" if self.called else "the object"
             raise InvalidComponentError(f"{self}: {what} is not callable: {target!r}")
+        if isinstance(self.datatype, str):
+            normalize(self.datatype)
+        elif self.datatype is not None and not isinstance(self.datatype, Datatype):
+            raise InvalidComponentError(f"{self}: datatype is {self.datatype!r}; it must be a string or a Datatype")
         if self.on not in {"thread", "process"}:
             raise InvalidComponentError(f"{self}: on is {self.on!r}; it can be 'thread' or 'process'")
         if self.max_concurrency < 1 or self.retries < 0 or (self.timeout is not None and self.timeout <= 0):

@@ -206,9 +206,9 @@ def _read(process: subprocess.Popen[bytes], size: int) -> bytearray:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.returncode is None:  # nobody has waited for it: its number is not another's yet
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and all that it started; what is dead may be killed again, soon after its end."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:
@@ -221,6 +221,7 @@ def _end(process: subprocess.Popen[bytes]) -> str:
     except subprocess.TimeoutExpired:
         _kill(process)
         status = process.wait()
+    _kill(process)  # what it left behind
     if process.stdout is not None:
         process.stdout.close()
     if status >= 0:

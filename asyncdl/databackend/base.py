@@ -246,7 +246,8 @@ class DataBackend(ABC):
         Parameters
         ----------
         tables
-            Tables that are still to be made, which the query may name.
+            Tables that are still to be made, which the query may name. None: those and the output tables are all there, and
+            the database itself is asked whether it can run the query.
 
         Raises
         ------

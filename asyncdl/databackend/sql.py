@@ -159,12 +159,13 @@ class SQLDataBackend(DataBackend):
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], tables: Mapping[str, TableSchema] | None = None
     ) -> TableSchema:
         """Compile a query, have the database prepare it where its tables are there, and return its columns and key."""
-        there = await self._catalog.present(query.tables()) if tables else query.tables()
-        if there == query.tables():
+        if tables is None:
             compiled = await self._compiler.compile(query, outputs)
             await self._fetch(f"EXPLAIN {compiled.sql}")
+        elif await self._catalog.present(query.tables()) == query.tables():
+            compiled = await self._compiler.compile(query, outputs)
         else:
-            compiled = await self._compiler.compile_provisionally(query, outputs, tables or {})
+            compiled = await self._compiler.compile_provisionally(query, outputs, tables)
         return TableSchema(query.root(), {each.name: each.datatype for each in compiled.columns}, compiled.key)
 
     async def read(

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from asyncdl.errors import DatatypeError, QueryError
-from asyncdl.query.nodes import Node, literal, make
+from asyncdl.query.nodes import Node, literal, make, value_of
 from asyncdl.query.vocabulary import BINARY, FUNCTIONS, SELECTORS, UNARY
 
 DEFERRED = make("deferred", "_")
@@ -99,10 +99,10 @@ class Recorder:
         if isinstance(value, Mapping):
             if not all(isinstance(key, str) for key in value):
                 raise QueryError(f"the keys of a dict of expressions must be str, not {[*value]!r:.100}")
-            return make("dict", inputs=[self._record(each) for each in value.values()], keywords=value)
+            return _gather("dict", [self._record(each) for each in value.values()], list(value))
         if isinstance(value, (set, frozenset)):
             raise QueryError("a set of expressions has no order; pass a list")
-        return make("tuple" if isinstance(value, tuple) else "list", inputs=[self._record(each) for each in value])
+        return _gather("tuple" if isinstance(value, tuple) else "list", [self._record(each) for each in value])
 
     def _function(self, function: Callable[..., Any]) -> Node:
         owner = getattr(function, "__self__", None)
@@ -178,13 +178,11 @@ class Recorder:
         return make("op", _operator(resolver.func, BINARY), sides)
 
     def _read_mapping(self, resolver: Any) -> Node:
-        return make(
-            "dict", inputs=[self._resolver(each) for each in resolver.values.values()], keywords=resolver.values
-        )
+        return _gather("dict", [self._resolver(each) for each in resolver.values.values()], list(resolver.values))
 
     def _read_sequence(self, resolver: Any) -> Node:
         kind = "tuple" if resolver.typ is tuple else "list"
-        return make(kind, inputs=[self._resolver(each) for each in resolver.values])
+        return _gather(kind, [self._resolver(each) for each in resolver.values])
 
     def _read_call(self, resolver: Any) -> Node:
         function = resolver.func
@@ -199,6 +197,16 @@ class Recorder:
         if str(getattr(called, "__module__", "")).startswith("ibis.expr.") and name in FUNCTIONS:
             return make("fn", name, arguments, resolver.kwargs)
         raise QueryError(f"this deferred call cannot be stored: {resolver!r}")
+
+
+def _gather(kind: str, inputs: list[Node], keys: Sequence[str] = ()) -> Node:
+    """Return the step that is a container: of plain values, a plain value too."""
+    if not all(each.kind == "literal" for each in inputs):
+        return make(kind, inputs=inputs, keywords=keys)
+    values = [value_of(each) for each in inputs]
+    if kind == "dict":
+        return literal(dict(zip(keys, values, strict=True)))
+    return literal(tuple(values) if kind == "tuple" else values)
 
 
 def _name(resolver: Any) -> str:

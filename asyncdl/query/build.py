@@ -7,6 +7,7 @@ expressions, and the functions that the vocabulary lists, are called.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.mentions import unknown_columns
 from asyncdl.query.nodes import Node, make, value_of, walk
 from asyncdl.query.outputs import Joiner
-from asyncdl.query.shown import show
+from asyncdl.query.shown import brief
 from asyncdl.query.vocabulary import BINARY, DENIED, UNARY
 
 _Values = dict[bytes, Any]
@@ -27,7 +28,7 @@ def build(node: Node, catalog: Catalog) -> Built:
     builder = Builder(catalog)
     expression = builder.build(node, {})
     if not builder.is_expression(expression):
-        raise QueryError(f"{show(node)} is no query: it gives a {type(expression).__name__}")
+        raise QueryError(f"{brief(node)} is no query: it gives a {type(expression).__name__}")
     builder.check_columns(expression, node)
     return Built(expression, builder.key(expression))
 
@@ -94,7 +95,7 @@ class Builder:
             getattr(rows, "columns", None)
         except self._ibis.common.exceptions.IbisError as error:
             raise QueryError(
-                f"{show(node)}: {error}; name them apart with lname= or rname=, or choose by .select(...)"
+                f"{brief(node)}: {error}; name them apart with lname= or rname=, or choose by .select(...)"
             ) from error
 
     def key(self, expression: Any) -> tuple[str, ...]:
@@ -128,7 +129,7 @@ class Builder:
             missing = unknown_columns(node, columns, others)
             if missing:
                 return _unknown(missing, columns, node)
-        return QueryError(f"{show(node)}: {str(error) or type(error).__name__}")
+        return QueryError(f"{brief(node)}: {str(error) or type(error).__name__}")
 
     # leaves
 
@@ -171,7 +172,7 @@ class Builder:
             if isinstance(found, self._receivers):
                 return found
         what = f"{name} is a method: call it" if self._may(receiver, name) else f"there is no {name}"
-        raise QueryError(f"{show(node)}: {what}{_suggestion(name, _public(type(receiver)))}")
+        raise QueryError(f"{brief(node)}: {what}{_suggestion(name, _public(type(receiver)) - set(DENIED))}")
 
     def _build_item(self, node: Node, inputs: list[Any], known: _Values) -> Any:
         receiver, index = inputs
@@ -179,7 +180,7 @@ class Builder:
             return self._column(receiver, index, node)
         if isinstance(receiver, (self._expression, self._deferred, self._grouped)):
             return receiver[index]
-        raise QueryError(f"{show(node)}: a {type(receiver).__name__} has no items")
+        raise QueryError(f"{brief(node)}: a {type(receiver).__name__} has no items")
 
     def _column(self, table: Any, name: str, node: Node) -> Any:
         columns = list(table.op().schema)
@@ -202,7 +203,7 @@ class Builder:
             known_names = self._methods if isinstance(receiver, self._deferred) else _public(type(receiver))
             kind = type(receiver).__name__
             raise QueryError(
-                f"{show(node)}: {kind} has no method {name}(){_suggestion(name, known_names - set(DENIED))}"
+                f"{brief(node)}: {kind} has no method {name}(){_suggestion(name, known_names - set(DENIED))}"
             )
         return self._apply(getattr(receiver, name), node, inputs[1:])
 
@@ -218,19 +219,19 @@ class Builder:
 
     def _build_op(self, node: Node, inputs: list[Any], known: _Values) -> Any:
         if not any(isinstance(each, self._operands) for each in inputs):
-            raise QueryError(f"{show(node)}: an operator needs a column or an expression on one side")
+            raise QueryError(f"{brief(node)}: an operator needs a column or an expression on one side")
         if node.name in UNARY:
             return UNARY[node.name][1](inputs[0])
         left, right = inputs
         if isinstance(left, (str, bytes)) and node.name == "mod":
-            raise QueryError(f"{show(node)}: a text cannot be divided; to format one use + and cast('string')")
+            raise QueryError(f"{brief(node)}: a text cannot be divided; to format one use + and cast('string')")
         return BINARY[node.name][1](left, right)
 
     # what the datalayer adds
 
     def _rows(self, node: Node, inputs: list[Any]) -> Any:
         if not isinstance(inputs[0], self._table):
-            raise QueryError(f"{show(node)}: {node.kind}() is asked of rows, and this is a {type(inputs[0]).__name__}")
+            raise QueryError(f"{brief(node)}: {node.kind}() is asked of rows, and this is a {type(inputs[0]).__name__}")
         self.check_columns(inputs[0], node.inputs[0])
         return inputs[0]
 
@@ -239,18 +240,30 @@ class Builder:
         return rows.select(*self._joiner.identity(rows, node).key)
 
     def _build_like(self, node: Node, inputs: list[Any], known: _Values) -> Any:
-        raise QueryError(f"{show(node)}: vector search is not available in this version of asyncdl")
+        raise QueryError(f"{brief(node)}: vector search is not available in this version of asyncdl")
 
 
-def _public(kind: type) -> set[str]:
-    return {name for name in dir(kind) if not name.startswith("_")}
+@functools.cache
+def _words() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the public names of ibis' expressions of any class, and which of them are properties."""
+    import ibis.expr.types as types  # noqa: PLC0415 - heavy: only where a query is built
+
+    classes = [each for each in vars(types).values() if isinstance(each, type) and issubclass(each, types.Expr)]
+    names = frozenset(name for each in classes for name in _public(each))
+    members = [member for each in classes for member in vars(each).items()]
+    return names, frozenset(name for name, what in members if isinstance(what, property) and name[0] != "_")
+
+
+@functools.cache
+def _public(kind: type) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if not name.startswith("_"))
 
 
 def _unknown(missing: list[str], columns: list[str], node: Node, *, method: bool = False) -> UnknownColumnError:
     name = missing[0]
     advice = f" ({name} is a method: call it)" if method else _suggestion(name, columns)
     return UnknownColumnError(
-        f"{show(node)}: there is no column {name!r}{advice}; the columns are {', '.join(columns)}"
+        f"{brief(node)}: there is no column {name!r}{advice}; the columns are {', '.join(columns)}"
     )
 
 

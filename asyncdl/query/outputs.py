@@ -9,7 +9,7 @@ from asyncdl.databackend.base import Catalog, OutputTable
 from asyncdl.errors import QueryError
 from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.nodes import Node
-from asyncdl.query.shown import show
+from asyncdl.query.shown import brief
 
 _HIDDEN = "_asyncdl_key_"
 
@@ -30,10 +30,10 @@ class Joiner:
             key = self._catalog.primary_key(root) if root is not None else ()
             if not key:
                 raise QueryError(
-                    f"{show(node)}: the table {root!r} has no primary key, so its rows cannot be identified"
+                    f"{brief(node)}: the table {root!r} has no primary key, so its rows cannot be identified"
                 )
             raise QueryError(
-                f"{show(node)}: nothing identifies these rows any more; keep the key of {root!r} ({', '.join(key)}) as it is "
+                f"{brief(node)}: nothing identifies these rows any more; keep the key of {root!r} ({', '.join(key)}) as it is "
                 f"in what comes before"
             )
         return identity
@@ -62,7 +62,7 @@ class Joiner:
         for name in added:
             if name in present:
                 raise QueryError(
-                    f"{show(node)}: the rows have a column {name!r} already; rename it first: .rename(other={name!r})"
+                    f"{brief(node)}: the rows have a column {name!r} already; rename it first: .rename(other={name!r})"
                 )
         stored = self._catalog.outputs_table(output.identifier)
         if stored is None:
@@ -99,7 +99,7 @@ class Joiner:
         identity = self.identity(rows, node)
         if self._catalog.primary_key(identity.table) != output.root:
             raise QueryError(
-                f"{show(node)}: the rows come from {identity.table!r}, whose key is "
+                f"{brief(node)}: the rows come from {identity.table!r}, whose key is "
                 f"({', '.join(self._catalog.primary_key(identity.table))}), and the outputs of {output.identifier!r} belong to "
                 f"rows with the key ({', '.join(output.root)})"
             )
@@ -109,7 +109,7 @@ class Joiner:
             if name not in identity.columns:
                 upstream = name.removesuffix("_position")
                 raise QueryError(
-                    f"{show(node)}: the outputs of {output.identifier!r} belong to the elements of {upstream!r}; join with "
+                    f"{brief(node)}: the outputs of {output.identifier!r} belong to the elements of {upstream!r}; join with "
                     f"those first: .outputs({upstream!r}, {output.identifier!r})"
                 )
             columns[stored] = identity.columns[name]

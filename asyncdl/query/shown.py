@@ -12,6 +12,7 @@ from asyncdl.query.nodes import Node, table_of, value_of
 from asyncdl.query.vocabulary import BINARY, UNARY
 
 _LIMIT = 4000
+_BRIEF = 300
 _STEPS = 20_000
 _short = reprlib.Repr()
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 8
@@ -44,6 +45,12 @@ def show(node: Node) -> str:
     return done[node.digest, b""]
 
 
+def brief(node: Node) -> str:
+    """Return a query as text that fits in a message."""
+    text = show(node)
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF // 3]} ... {text[-_BRIEF * 2 // 3 :]}"
+
+
 def _places(node: Node, around: bytes) -> list[_Place]:
     inside = around
     if node.kind == "call" and node.inputs[0].shape in {"table", "grouped"}:
@@ -63,11 +70,10 @@ def _write(node: Node, inputs: list[str]) -> str:
         return plain
     if kind == "op":
         return _operator(node, inputs)
-    arguments = _arguments(node, inputs if kind == "fn" else inputs[1:])
     if kind == "fn":
-        return f"fn.{node.name}({arguments})"
+        return f"fn.{node.name}({_arguments(node, inputs)})"
     if kind == "call":
-        return f"{_operand(node.inputs[0], inputs[0])}.{node.name}({arguments})"
+        return f"{_operand(node.inputs[0], inputs[0])}.{node.name}({_arguments(node, inputs[1:])})"
     return _added(node, inputs)
 
 

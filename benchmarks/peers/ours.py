@@ -1,6 +1,7 @@
 """asyncdl, in each way in which it is measured."""
 
 import asyncio
+import math
 import resource
 import statistics
 import sys
@@ -64,7 +65,7 @@ async def heartbeat(gaps: list[float]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await asyncio.sleep(0)  # a beat that is late by now still counts
+        await asyncio.sleep(0.005)  # a beat that is late by now still counts, the more so where it is the only one
         task.cancel()
 
 
@@ -85,9 +86,10 @@ async def with_heartbeat(db: Datalayer, rows: int, keys: str) -> dict[str, Any]:
     async with heartbeat(gaps):
         added = await db.add(listener(db, Model("length", workload.length)))
         await added.wait()
-    seconds = perf_counter() - started
-    cuts = statistics.quantiles(gaps, n=1000, method="inclusive")
-    return {"seconds": seconds, "gap_median": cuts[499], "gap_p999": cuts[998], "gap_max": max(gaps)}
+        seconds = perf_counter() - started
+    gaps.sort()
+    late = gaps[math.ceil(0.999 * len(gaps)) - 1]
+    return {"seconds": seconds, "gap_median": statistics.median(gaps), "gap_p999": late, "gap_max": gaps[-1]}
 
 
 async def live(db: Datalayer, rows: int, keys: str) -> dict[str, Any]:

@@ -63,11 +63,7 @@ class TestFilesystemArtifactStore(ArtifactStoreTests):
         file.write_bytes(data)
 
     async def test_killed_writer_leaves_no_artifact(self, store: ArtifactStore) -> None:
-        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(self.path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-            assert writer.stdout is not None
-            assert await asyncio.to_thread(writer.stdout.readline) == "wrote\n"
-            writer.kill()
+        await asyncio.to_thread(self.kill_in_mid_put)
         assert [name async for name in store.list()] == []
         assert await self.stored() == {}
         (left,) = (self.path / "tmp").iterdir()
@@ -77,6 +73,13 @@ class TestFilesystemArtifactStore(ArtifactStoreTests):
         os.utime(left, (two_hours_ago, two_hours_ago))
         await self.reopen()
         assert not left.exists()
+
+    def kill_in_mid_put(self) -> None:
+        command = [sys.executable, "-c", textwrap.dedent(WRITER), str(self.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "wrote\n"
+            writer.kill()
 
     async def reopen(self) -> None:
         other = FilesystemArtifactStore(self.path)

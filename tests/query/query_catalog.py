@@ -35,7 +35,9 @@ TABLES: dict[str, dict[str, str]] = {
 KEYS = {"docs": ("id",), "notes": ("note_id",), "pairs": ("a", "b"), "keyless": (), "rich": ("id",)}
 
 
-def outputs_of(identifier: str, key: dict[str, str], *, root: tuple[str, ...] = ("id",), flatten: bool = False) -> OutputTable:
+def outputs_of(
+    identifier: str, key: dict[str, str], *, root: tuple[str, ...] = ("id",), flatten: bool = False
+) -> OutputTable:
     return OutputTable(f"_out_{identifier}", identifier, root, key, "int64", flatten)
 
 
@@ -62,7 +64,9 @@ class FakeCatalog:
         if identifier in self.absent:
             return None
         own = {"position": "int64"} if output.flatten else {}
-        return ibis.table({**output.key, **own, "value": "int64", "_as_of": "int64", "_error": "string"}, name=output.name)
+        return ibis.table(
+            {**output.key, **own, "value": "int64", "_as_of": "int64", "_error": "string"}, name=output.name
+        )
 
 
 class Database:

@@ -116,6 +116,14 @@ def test_nested_values() -> None:
     }
 
 
+def test_intervals_are_exact(database: Database) -> None:
+    query = load_query(dump_query(fn.interval(timedelta(days=1, microseconds=3))))
+    expression = query.build(FakeCatalog()).expression
+    assert ibis.to_sql(expression, dialect="duckdb") == ibis.to_sql(
+        ibis.interval(timedelta(days=1, microseconds=3)), "duckdb"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
@@ -123,7 +131,6 @@ def test_nested_values() -> None:
         (datetime(2020, 1, 2, tzinfo=UTC), "timestamp('UTC')"),
         (Decimal("1.50"), "decimal(3, 2)"),
         (UUID(int=5), "uuid"),
-        (timedelta(days=1), "interval('us')"),
         (b"ab", "binary"),
         (2**40, "int64"),
         (1.0, "float64"),
@@ -134,7 +141,7 @@ def test_literals_keep_their_type(value: object, kind: str) -> None:
     expression = query.build(FakeCatalog()).expression
     assert expression.op().value == value
     assert type(expression.op().value) is type(value)
-    assert str(expression.type()).split("(")[0] == kind.split("(")[0]
+    assert str(expression.type()).split("(")[0] == kind.split("(", maxsplit=1)[0]
 
 
 KEYS: list[tuple[Query, tuple[str, ...]]] = [
@@ -156,7 +163,7 @@ KEYS: list[tuple[Query, tuple[str, ...]]] = [
     (t.rename({"new": "id"}).filter(_.new > 1).select(newer="new"), ("newer",)),
     (table("pairs").select("a", "v"), ()),
     (table("pairs").select("b", "a"), ("a", "b")),
-    (t.select(t.id, fn.s.numeric()), ("id",)),
+    (t.select("text", fn.s.numeric()), ("id",)),
     (t.group_by("id").agg(n=_.count()), ()),
     (t.distinct(on="year"), ()),
     (t.group_by("year").mutate(n=_.count()), ("id",)),
@@ -297,7 +304,6 @@ def test_missing_columns_are_named_with_what_there_is(query: Query) -> None:
         (t.year[0], "docs.year[0]"),
         (t.filter(t.limit), "is a method: call it"),
         (fn.literal(1).year, "there is no year"),
-        (t.filter("a" % t.id), "a text cannot be divided"),
         (rich.st.nope, "nope"),
     ],
 )
@@ -320,7 +326,7 @@ def test_errors_of_the_catalog_pass() -> None:
         t.outputs("nothing").build(FakeCatalog())
 
 
-@pytest.mark.parametrize("make", [lambda: fn.window(order_by="id"), lambda: t.group_by("id"), lambda: fn.s.numeric()])
+@pytest.mark.parametrize("make", [lambda: fn.window(order_by="id"), lambda: t.group_by("id"), fn.s.numeric])
 def test_what_is_no_rows_or_value_is_no_query(make: Callable[[], Query]) -> None:
     with pytest.raises(QueryError, match="is no query"):
         make().build(FakeCatalog())

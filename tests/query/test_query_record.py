@@ -31,7 +31,10 @@ def test_importing_loads_no_heavy_library() -> None:
     [
         (t, "docs"),
         (t.filter(t.year > 2000).select("id", "text"), "docs.filter(docs.year > 2000).select('id', 'text')"),
-        (t.filter((t.year > 1) & ~(t.id == 2) | -t.id), "docs.filter(((docs.year > 1) & (~(docs.id == 2))) | (-docs.id))"),
+        (
+            t.filter((t.year > 1) & ~(t.id == 2) | -t.id),
+            "docs.filter(((docs.year > 1) & (~(docs.id == 2))) | (-docs.id))",
+        ),
         (t.filter(_.year > 2000), "docs.filter(docs.year > 2000)"),
         (t.filter(lambda x: x.year > 2000), "docs.filter(docs.year > 2000)"),
         (t.limit(3).filter(_.year > 2000), "docs.limit(3).filter(_.year > 2000)"),
@@ -60,9 +63,9 @@ def test_equality_makes_an_expression_and_truth_is_refused() -> None:
     same = t.year == t.year
     assert isinstance(same, Query)
     assert isinstance(t.year != 1, Query)
-    with pytest.raises(TypeError, match="& | ~"):
+    with pytest.raises(TypeError, match=r"& \| ~"):
         bool(same)
-    with pytest.raises(TypeError, match="& | ~"):
+    with pytest.raises(TypeError, match=r"& \| ~"):
         _unused = t.year > 1 and t.id > 2
 
 
@@ -74,7 +77,9 @@ def test_structure_decides_equals_and_hash() -> None:
     assert not one.equals("docs")
 
 
-@pytest.mark.parametrize("pair", [(1, 1.0), (1, True), ("1", 1), (None, "None"), (Decimal(1), 1), (b"a", "a"), ((1,), [1])])
+@pytest.mark.parametrize(
+    "pair", [(1, 1.0), (1, True), ("1", 1), (None, "None"), (Decimal(1), 1), (b"a", "a"), ((1,), [1])]
+)
 def test_literals_of_other_types_are_other_queries(pair: tuple[Any, Any]) -> None:
     assert not t.filter(t.x == pair[0]).equals(t.filter(t.x == pair[1]))
 
@@ -86,7 +91,7 @@ def test_arguments_do_not_run_into_each_other() -> None:
 
 
 def test_rows_length_and_containment_are_refused_with_advice() -> None:
-    with pytest.raises(TypeError, match="await db.execute"):
+    with pytest.raises(TypeError, match=r"await db\.execute"):
         list(t)
     with pytest.raises(TypeError, match="count"):
         len(t)
@@ -96,7 +101,9 @@ def test_rows_length_and_containment_are_refused_with_advice() -> None:
         t["year"]()
 
 
-@pytest.mark.parametrize("name", ["_score", "__array__", "__wrapped__", "_repr_html_", "__iter_", "__dataclass_fields__"])
+@pytest.mark.parametrize(
+    "name", ["_score", "__array__", "__wrapped__", "_repr_html_", "__iter_", "__dataclass_fields__"]
+)
 def test_private_attributes_are_no_columns(name: str) -> None:
     assert not hasattr(t, name)
 
@@ -123,8 +130,30 @@ def test_the_table_needs_a_name(name: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "execute to_pandas to_pyarrow to_polars to_csv to_parquet to_delta to_sql compile preview visualize cache pipe op "
-    "get_backend unbind sql alias schema udf to_list bind resolve".split(),
+    [
+        "execute",
+        "to_pandas",
+        "to_pyarrow",
+        "to_polars",
+        "to_csv",
+        "to_parquet",
+        "to_delta",
+        "to_sql",
+        "compile",
+        "preview",
+        "visualize",
+        "cache",
+        "pipe",
+        "op",
+        "get_backend",
+        "unbind",
+        "sql",
+        "alias",
+        "schema",
+        "udf",
+        "to_list",
+        "bind",
+    ],
 )
 def test_what_runs_or_leaks_is_refused_when_it_is_written(name: str) -> None:
     with pytest.raises(QueryError, match=rf"cannot call {name}\(\): "):
@@ -140,7 +169,15 @@ def test_a_column_may_have_the_name_of_what_is_refused() -> None:
 
 def test_real_ibis_expressions_are_refused_with_advice() -> None:
     real = ibis.table({"id": "int64"}, name="docs")
-    for value in (real, real.id, real.id > 1, ibis.row_number(), ibis.literal(3), ibis.selectors.numeric(), ibis.window()):
+    for value in (
+        real,
+        real.id,
+        real.id > 1,
+        ibis.row_number(),
+        ibis.literal(3),
+        ibis.selectors.numeric(),
+        ibis.window(),
+    ):
         with pytest.raises(QueryError, match=r"asyncdl\.query\.fn"):
             t.filter(value)
         with pytest.raises(QueryError, match=r"asyncdl\.query\.fn"):
@@ -196,6 +233,7 @@ def test_deferred_calls_of_ibis_functions_are_read() -> None:
     deferred = ibis.cases((_.year > 2000, "new"), else_=_.text)
     assert t.mutate(age=deferred).equals(t.mutate(age=fn.cases((t.year > 2000, "new"), else_=t.text)))
     assert t.order_by(ibis.desc("year")).equals(t.order_by(t["year"].desc(nulls_first=False)))
+    assert t.filter(_.id.isin([1, (2, {"a": 3})])).equals(t.filter(t.id.isin([1, (2, {"a": 3})])))
     with pytest.raises(QueryError, match="cannot be stored"):
         t.mutate(age=ibis.common.deferred.deferrable(lambda x: x)(_.year))
 
@@ -206,7 +244,9 @@ def test_deferred_resolves_private_names_to_errors() -> None:
 
 
 def test_tables_listeners_and_root_need_no_schema() -> None:
-    query = t.outputs("a").join(table("notes").missing_outputs("b"), "id").filter(t.id.isin(table("pairs").a)).outputs("c")
+    query = (
+        t.outputs("a").join(table("notes").missing_outputs("b"), "id").filter(t.id.isin(table("pairs").a)).outputs("c")
+    )
     assert query.tables() == {"docs", "notes", "pairs"}
     assert query.listeners() == {"a", "b", "c"}
     assert query.root() == "docs"
