@@ -50,7 +50,10 @@ async def no_task_is_left() -> AsyncIterator[None]:
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Datalayer]:
     """An embedded datalayer on a database file of the test's own."""
-    uris = {"databackend": f"sqlite:///{tmp_path / 'app.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    uris = {
+        "databackend": f"sqlite:///{tmp_path / 'app.db'}",
+        "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
+    }
     async with asyncdl.connect(**uris) as db:
         yield db
 

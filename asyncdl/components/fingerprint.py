@@ -60,7 +60,7 @@ class _Canonical(_Pickler):  # type: ignore[misc]
 
     def memoize(self, obj: Any) -> None:
         # Two equal constants may or may not be one object: never refer back to one.
-        if not isinstance(obj, (str, bytes, tuple)):
+        if not isinstance(obj, (str, bytes, tuple)) and not _is_dtype(obj):
             super().memoize(obj)
 
     def reducer_override(self, obj: Any) -> Any:
@@ -129,6 +129,12 @@ def _describe(obj: Any) -> tuple[Any, ...] | None:
     if isinstance(obj, functools._lru_cache_wrapper):
         return ("lru_cache", obj.__wrapped__)
     return None
+
+
+def _is_dtype(obj: Any) -> bool:
+    # arrays share them, those that were unpickled do not
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(obj, numpy.dtype)
 
 
 def _sortable(key: Any) -> str:

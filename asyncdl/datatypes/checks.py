@@ -114,7 +114,7 @@ def _integer(parsed: Parsed) -> Check:
             return bool(low <= min(values) and max(values) <= high)
         except TypeError:  # None is among them
             present = [each for each in values if each is not None]
-            return low <= min(present) and max(present) <= high
+            return bool(low <= min(present) and max(present) <= high)
 
     return Check(parsed.text, one, frozenset({int}), fits)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _READERS = 16
+_FETCHERS = 3
 _BUSY_TIMEOUT = 30.0
 _UNIQUE = {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
 _PRAGMAS = (
@@ -172,6 +173,7 @@ class SQLiteDatabase(SQLDatabase):
         self._engine: AsyncEngine | None = None
         self._writer: aiosqlite.Connection | None = None
         self._watcher: aiosqlite.Connection | None = None
+        self._fetching: dict[aiosqlite.Connection, int] = {}
         self._reading: set[aiosqlite.Connection] = set()
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -202,7 +204,7 @@ class SQLiteDatabase(SQLDatabase):
             raise StoreUnavailableError(f"{self.url}: cannot make the folder {self.path.parent}: {error}") from error
         engine = create_async_engine(
             URL.create("sqlite+aiosqlite", database=str(self.path)),
-            pool_size=_READERS + 2,
+            pool_size=_READERS + _FETCHERS + 2,
             max_overflow=0,
             connect_args={"timeout": _BUSY_TIMEOUT, "isolation_level": None, "check_same_thread": False},
         )
@@ -218,6 +220,7 @@ class SQLiteDatabase(SQLDatabase):
         self._stack.push_async_callback(self._dispose)
         self._writer = await _driver(await self._connect(self._stack))
         self._watcher = await _driver(await self._connect(self._stack))
+        self._fetching = {await _driver(await self._connect(self._stack)): 0 for _ in range(_FETCHERS)}
 
     async def _connect(self, stack: AsyncExitStack) -> AsyncConnection:
         """Take a connection from the pool, until the stack is closed."""
@@ -236,6 +239,7 @@ class SQLiteDatabase(SQLDatabase):
     async def _dispose(self) -> None:
         engine, self._engine = self._engine, None
         self._writer = self._watcher = None
+        self._fetching = {}
         for driver in tuple(self._reading):  # streams that nobody ended: the pool does not close what it has lent
             await driver.close()
         if engine is not None:
@@ -313,8 +317,15 @@ class SQLiteDatabase(SQLDatabase):
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""
-        async with self._reader() as driver:
+        self._opened()
+        # One hop and nothing is left of it: so a connection serves many, and none is taken out of the pool and put back.
+        driver = min(self._fetching, key=self._fetching.__getitem__)
+        self._fetching[driver] += 1
+        try:
             return await self._call(driver, lambda raw: raw.execute(sql, params).fetchall())
+        finally:
+            if driver in self._fetching:
+                self._fetching[driver] -= 1
 
     async def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
         """Run one reading statement and yield its rows in lists of at most ``size``."""

@@ -67,7 +67,7 @@ class Subscription:
     async def _fill(self) -> None:
         seen = 0
         while True:
-            seen = await self._store.wait_for_commits(seen)
+            seen = await self._store.wait_for_commits(seen, "events")
             head = await self._store.last_event()
             if head <= self._position:
                 continue
@@ -166,7 +166,7 @@ class EventLog:
 
     async def changed(self, seen: int) -> int:
         """Wait until something may have been published since the token ``seen`` (0 at first); return the new one."""
-        return await self._store.wait_for_commits(seen)
+        return await self._store.wait_for_commits(seen, "events")
 
     async def last(self) -> int:
         """Return the ``seq`` of the newest event."""

@@ -1,6 +1,6 @@
 """Completion: knowing when all that an event asked for has been done.
 
-An event is complete once the scheduler has read past it, and no unfinished job, and no unread event, was caused by it.
+An event is complete once no unfinished job, and no event that is still to be planned, was caused by it, nor is it.
 One task watches for all who wait.
 """
 
@@ -11,7 +11,7 @@ import bisect
 import logging
 
 from asyncdl.errors import ClosedError, StoreError
-from asyncdl.jobs.scheduler import CURSOR
+from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
 from asyncdl.metadata.base import MetadataStore
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -39,14 +39,13 @@ class Completion:
             except StoreError:
                 logger.exception("cannot look for completed work; trying again")
                 await asyncio.sleep(0.5)
-            seen = await self._metadata.wait_for_commits(seen)
+            seen = await self._metadata.wait_for_commits(seen, "completion")
 
     async def _look(self) -> None:
         asked = dict(self._waiting)  # who asks while we read is looked at next time
-        cursor = await self._metadata.cursor(CURSOR) or 0
-        open_ranges = _Ranges(await self._metadata.pending_causes(cursor))
+        open_ranges = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES))
         for future, events in asked.items():
-            done = open_ranges.empty if events is None else events[1] <= cursor and not open_ranges.overlap(*events)
+            done = open_ranges.empty if events is None else not open_ranges.overlap(*events)
             if done:
                 self._waiting.pop(future, None)
                 if not future.done():

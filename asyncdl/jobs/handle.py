@@ -84,15 +84,13 @@ class Handle:
         await self._check()
 
     async def _check(self) -> None:
-        for state, kind, words in (
-            ("failed", JobFailedError, "failed"),
-            ("cancelled", JobCancelledError, "was cancelled"),
-        ):
-            where = JobFilter(states=(state,), covers=self.last, limit=1)  # type: ignore[arg-type]
-            for job in await self.follow.metadata.jobs(where):
-                raise kind(
-                    f"job {job.id} ({job.kind}) {words} after {job.attempts} attempts: {job.error or 'by request'}"
-                )
+        bad = await self.follow.metadata.jobs(
+            JobFilter(states=("failed", "upstream_failed", "cancelled"), covers=self.last)
+        )
+        for job in sorted(bad, key=lambda each: each.state == "cancelled"):
+            kind = JobCancelledError if job.state == "cancelled" else JobFailedError
+            why = job.error or "by request"
+            raise kind(f"job {job.id} ({job.kind}) is {job.state} after {job.attempts} attempts: {why}")
 
     async def progress(self) -> AsyncIterator[Progress]:
         """Yield how far the work has come, whenever that changes, until it has been done."""

@@ -9,7 +9,7 @@ import random
 import time
 import traceback
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
@@ -71,7 +71,7 @@ class Runner:
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
         timeout = None if due is None else max(due - time.time(), 0.01)
-        commit = asyncio.ensure_future(self._stores.metadata.wait_for_commits(seen))
+        commit = asyncio.ensure_future(self._stores.metadata.wait_for_commits(seen, "work"))
         room = asyncio.ensure_future(self._room.wait())
         try:
             await asyncio.wait({commit, room}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -89,10 +89,11 @@ class Runner:
             if job.id in self._running or claimed == free:
                 continue
             try:
-                await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, now + self._options.lease))
+                until = now + self._options.lease
+                await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts))
             except ConflictError:
                 continue  # another process was first
-            [mine] = await self._stores.metadata.jobs(JobFilter(ids=[job.id]))
+            mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1)
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
             claimed += 1

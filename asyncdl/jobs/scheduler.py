@@ -11,13 +11,15 @@ from asyncdl.components.registry import Registry
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ComponentEvent, Event
 from asyncdl.jobs.planner import PLANNED, InstalledListener, Plan, merge, plan
-from asyncdl.metadata.base import EventRecord, JobRecord, MetadataStore, MoveCursor, PutJob
+from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
 
 CURSOR = "scheduler"
 _PAGE = 500
-_PLANNED = {each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())}
+PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
+"""The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
+_COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
 
 
 class Scheduler:
@@ -30,38 +32,49 @@ class Scheduler:
         self._metadata = metadata
         self._registry = registry
         self._max_attempts = max_attempts
-        self._listeners: list[InstalledListener] | None = None
-        self._reached = 0
+        self._listeners: list[InstalledListener] = []
+        self._known = -1
+        """The position in the log as of which the listeners were read."""
+        self._position: int | None = None
 
     async def run(self) -> None:
         """Schedule until cancelled."""
         seen = 0
+        self._position = None  # after a failure: from what is stored
         while True:
-            seen = await self._metadata.wait_for_commits(seen)
+            seen = await self._metadata.wait_for_commits(seen, "events")
             while await self.step():
                 pass
 
     async def step(self) -> bool:
         """Plan one page of events; return whether there was one."""
-        cursor = await self._metadata.cursor(CURSOR) or 0
-        records = await self._metadata.events(cursor, limit=_PAGE)
+        if self._position is None:
+            self._position = await self._metadata.cursor(CURSOR) or 0
+        position = self._position
+        records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
         if not records:
             return False
-        elsewhere = cursor != self._reached  # another process planned the events between, perhaps of components
-        if self._listeners is None or elsewhere or any(_concerns_components(record) for record in records):
-            self._listeners = await self._installed()
-        plans: list[Plan] = []
-        for record in records:
-            if record.type in _PLANNED:
-                plans += plan(Event.from_record(record), self._listeners, record.first, record.last)
+        await self._look_at_components(records[-1].seq)
+        plans = [
+            each
+            for record in records
+            for each in plan(Event.from_record(record), self._listeners, record.first, record.last)
+        ]
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
         try:
-            await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=cursor))
+            await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=position))
         except ConflictError:
-            logger.debug("another process has scheduled the events after %d", cursor)
+            logger.debug("another process has scheduled the events after %d", position)
+            self._position = None
         else:
-            self._reached = records[-1].seq
+            self._position = records[-1].seq
         return True
+
+    async def _look_at_components(self, upto: int) -> None:
+        """Read the installed listeners again if any component was added, became ready, or went."""
+        if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
+            self._listeners = await self._installed()
+        self._known = upto
 
     async def _installed(self) -> list[InstalledListener]:
         return [
@@ -82,7 +95,3 @@ class Scheduler:
             max_attempts=self._max_attempts,
             priority=10 if each.ids else 0,  # a few rows go before a whole table
         )
-
-
-def _concerns_components(record: EventRecord) -> bool:
-    return record.type in {each.__name__ for each in ComponentEvent.__subclasses__()}

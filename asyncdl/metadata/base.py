@@ -204,12 +204,16 @@ class PutJob:
 
 @dataclass(frozen=True, slots=True)
 class ClaimJob:
-    """Begin an attempt. Condition: the job is pending and due, or running with a lease that has run out."""
+    """Begin an attempt. Condition: the job is pending and due, or running with a lease that has run out.
+
+    So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read.
+    """
 
     id: str
     owner: str
     now: float
     lease: float
+    attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +319,10 @@ Change = (
 )
 
 
+Topic = Literal["anything", "events", "work", "completion"]
+"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobFilter:
     """Which jobs to list; what is None or empty does not restrict."""
@@ -378,11 +386,11 @@ class MetadataStore(ABC):
         """
 
     @abstractmethod
-    async def wait_for_commits(self, seen: int) -> int:
+    async def wait_for_commits(self, seen: int, topic: Topic = "anything") -> int:
         """Wait until something has been committed since the token ``seen`` (0 at first), and return the new token.
 
         A wake-up may be spurious, and several commits may share one; none is missed. Commits of other processes wake
-        too. Closing the store ends the wait with `ClosedError`.
+        too. A token belongs to its topic. Closing the store ends the wait with `ClosedError`.
         """
 
     @abstractmethod
@@ -437,8 +445,14 @@ class MetadataStore(ABC):
         """Return where a named cursor stands."""
 
     @abstractmethod
-    async def pending_causes(self, after: int) -> list[tuple[int, int]]:
-        """Return the distinct (first, last) of unfinished jobs and of events after this position: what is to be done."""
+    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
+        """Return the distinct (first, last) of what is to be done: unfinished jobs, and events that a cursor has not passed.
+
+        Parameters
+        ----------
+        types
+            The types of event that count; none: all.
+        """
 
     # jobs and intents
 

@@ -37,7 +37,7 @@ from asyncdl.metadata.sql_tables import (
     metadata,
     schema,
 )
-from asyncdl.metadata.wakeup import Wakeup
+from asyncdl.metadata.wakeup import Wakeup, topics_of
 
 _POLL = 0.05
 """Seconds between two looks for commits of other processes, where the database cannot notify."""
@@ -139,7 +139,7 @@ class SQLMetadataStore(MetadataStore):
                 outcomes = await self.database.write(*statements)
             except DuplicateKeyError as error:  # two at once: the unique constraint saw what the condition could not
                 raise ConflictError(str(error)) from error
-        self._wakeup.wake()
+        self._wakeup.wake(topics_of(changes))
         return [self._event(change, outcomes[at]) for at, change in appended]
 
     @staticmethod
@@ -155,10 +155,10 @@ class SQLMetadataStore(MetadataStore):
         """Wake every `wait_for_commits` of this process."""
         self._wakeup.wake()
 
-    async def wait_for_commits(self, seen: int) -> int:
+    async def wait_for_commits(self, seen: int, topic: Topic = "anything") -> int:
         """Wait until something has been committed since ``seen``."""
         self._check()
-        token = await self._wakeup.wait(seen)
+        token = await self._wakeup.wait(seen, topic)
         self._check()
         return token
 
@@ -278,8 +278,10 @@ class SQLMetadataStore(MetadataStore):
         )
         return int(rows[0][0]) if rows else None
 
-    async def pending_causes(self, after: int) -> list[tuple[int, int]]:
+    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
+        kinds = _numbered("type", types)
+        values: dict[str, Any] = {"key": cursor} | kinds
 
         def build() -> Any:
             own = func.coalesce(func.nullif(events.c.first, literal_column("0")), events.c.seq)
@@ -287,9 +289,14 @@ class SQLMetadataStore(MetadataStore):
             waiting = select(jobs.c.first, jobs.c.last).where(
                 jobs.c.state.in_([literal_column(f"'{state}'") for state in base.UNFINISHED])
             )
-            return union(waiting, select(own, end).where(events.c.seq > P("after")))
+            read = select(cursors.c.seq).where(cursors.c.name == P("key")).scalar_subquery()
+            unread = select(own, end).where(events.c.seq > func.coalesce(read, literal_column("0")))
+            if kinds:
+                unread = unread.where(_among(events.c.type, kinds))
+            return union(waiting, unread)
 
-        return [(int(first), int(last)) for first, last in await self._rows("causes", build, {"after": after})]
+        found = await self._rows(f"causes{len(kinds)}", build, values)
+        return [(int(first), int(last)) for first, last in found]
 
     async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value
         """Return jobs, oldest first."""

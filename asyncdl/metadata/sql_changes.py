@@ -153,6 +153,7 @@ class ChangeCompiler:
                 update(jobs)
                 .where(jobs.c.id == P("key"))
                 .where(claimable())
+                .where(or_(P("any", type_=jobs.c.attempts.type) == 1, jobs.c.attempts == P("expected")))
                 .values(
                     state="running",
                     owner=P("new_owner"),
@@ -161,7 +162,14 @@ class ChangeCompiler:
                     attempts=jobs.c.attempts + literal_column("1"),
                 )
             ),
-            {"key": change.id, "new_owner": change.owner, "new_lease": change.lease, "now": change.now},
+            {
+                "key": change.id,
+                "new_owner": change.owner,
+                "new_lease": change.lease,
+                "now": change.now,
+                "any": int(change.attempts is None),
+                "expected": change.attempts or 0,
+            },
             expect=1,
             conflict=f"job {change.id} was claimed by another worker",
         )

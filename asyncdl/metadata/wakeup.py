@@ -1,25 +1,44 @@
-"""Waking the readers of the event log."""
+"""Waking those who wait for commits."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+
+from asyncdl.metadata.base import AppendEvent, Change, FinishJob, MoveCursor, PutJob, SetJobState, Topic
+
+_ALL: tuple[Topic, ...] = ("anything", "events", "work", "completion")
+
+
+def topics_of(changes: Iterable[Change]) -> set[Topic]:
+    """Return who is to be woken by a commit: a wake-up that concerns nobody costs each of them a query."""
+    topics: set[Topic] = {"anything"}
+    for change in changes:
+        if isinstance(change, AppendEvent):
+            topics.add("events")
+        elif isinstance(change, PutJob | SetJobState) or (isinstance(change, FinishJob) and change.state == "pending"):
+            topics |= {"work", "completion"}
+        elif isinstance(change, FinishJob | MoveCursor):
+            topics.add("completion")
+    return topics
 
 
 class Wakeup:
-    """A counter of commits that can be awaited; none is missed between looking and waiting."""
+    """A counter of commits for each topic, which can be awaited; none is missed between looking and waiting."""
 
     def __init__(self) -> None:
-        self._count = 1
-        self._changed = asyncio.Event()
+        self._counts: dict[Topic, int] = dict.fromkeys(_ALL, 1)
+        self._changed: dict[Topic, asyncio.Event] = {topic: asyncio.Event() for topic in _ALL}
 
-    def wake(self) -> None:
-        """Count one more, and wake all who wait."""
-        self._count += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def wake(self, topics: Iterable[Topic] = _ALL) -> None:
+        """Count one more for each of these topics, and wake all who wait for them."""
+        for topic in topics:
+            self._counts[topic] += 1
+            changed, self._changed[topic] = self._changed[topic], asyncio.Event()
+            changed.set()
 
-    async def wait(self, seen: int) -> int:
-        """Wait until the count differs from ``seen``, and return it."""
-        while self._count == seen:
-            await self._changed.wait()
-        return self._count
+    async def wait(self, seen: int, topic: Topic) -> int:
+        """Wait until a topic's count differs from ``seen``, and return it."""
+        while self._counts[topic] == seen:
+            await self._changed[topic].wait()
+        return self._counts[topic]

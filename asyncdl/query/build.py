@@ -22,6 +22,8 @@ from asyncdl.query.vocabulary import BINARY, DENIED, UNARY
 
 _Values = dict[bytes, Any]
 
+_PUBLIC: dict[type, frozenset[str]] = {}  # a class's names take a millisecond to list, and do not change
+
 
 def build(node: Node, catalog: Catalog) -> Built:
     """Return ibis' expression for a query and the key of its rows; see `Query.build`."""
@@ -246,7 +248,7 @@ class Builder:
 @functools.cache
 def _words() -> tuple[frozenset[str], frozenset[str]]:
     """Return the public names of ibis' expressions of any class, and which of them are properties."""
-    import ibis.expr.types as types  # noqa: PLC0415 - heavy: only where a query is built
+    from ibis.expr import types  # noqa: PLC0415 - heavy: only where a query is built
 
     classes = [each for each in vars(types).values() if isinstance(each, type) and issubclass(each, types.Expr)]
     names = frozenset(name for each in classes for name in _public(each))
@@ -254,9 +256,10 @@ def _words() -> tuple[frozenset[str], frozenset[str]]:
     return names, frozenset(name for name, what in members if isinstance(what, property) and name[0] != "_")
 
 
-@functools.cache
 def _public(kind: type) -> frozenset[str]:
-    return frozenset(name for name in dir(kind) if not name.startswith("_"))
+    if kind not in _PUBLIC:
+        _PUBLIC[kind] = frozenset(name for name in dir(kind) if not name.startswith("_"))
+    return _PUBLIC[kind]
 
 
 def _unknown(missing: list[str], columns: list[str], node: Node, *, method: bool = False) -> UnknownColumnError:

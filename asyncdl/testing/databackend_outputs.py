@@ -1,3 +1,4 @@
+# ruff: noqa: D102 - the tests' names say what they test
 """The conformance suite of databackends: a listener's work."""
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class DataBackendTests(RowTests):
     async def stored(self, backend: DataBackend, table: OutputTable) -> list[tuple[Any, ...]]:
         """Return the outputs as queries see them, sorted."""
         identifier = table.identifier
-        rows = await self.read(backend, self.table("t").outputs(identifier), {identifier: table})  # type: ignore[attr-defined]
+        rows = await self.read(backend, self.joined("t", identifier), {identifier: table})
         own = [table.position] if table.flatten else []
         return sorted(tuple(row[name] for name in ("id", *own, identifier)) for row in rows)
 
@@ -129,7 +130,9 @@ class DataBackendTests(RowTests):
 
     async def test_a_flattened_list_is_replaced_as_a_whole(self, backend: DataBackend) -> None:
         await self.fill(backend)
-        await self.put(backend, WORDS, Output((1,), ["a", "b", "c"]), Output((2,), []), Output((3,), None, "{}"), as_of=5)
+        await self.put(
+            backend, WORDS, Output((1,), ["a", "b", "c"]), Output((2,), []), Output((3,), None, "{}"), as_of=5
+        )
         assert await self.stored(backend, WORDS) == [(1, 0, "a"), (1, 1, "b"), (1, 2, "c")]
         assert await backend.count_missing(self.table("t"), {}, WORDS) == 2
         await self.put(backend, WORDS, Output((1,), ["x"]), as_of=6, replaced=[1])
@@ -144,7 +147,7 @@ class DataBackendTests(RowTests):
     async def test_outputs_of_outputs(self, backend: DataBackend) -> None:
         await self.fill(backend)
         await self.put(backend, WORDS, Output((1,), ["a", "b"]), Output((2,), ["c"]))
-        select, outputs = self.table("t").outputs("words"), {"words": WORDS}  # type: ignore[attr-defined]
+        select, outputs = self.joined("t", "words"), {"words": WORDS}
         rows = await backend.scan(select, outputs, ["words"], after=None, limit=10, missing=None)
         assert rows == [(1, 0, "a"), (1, 1, "b"), (2, 0, "c")]
         await self.put(backend, CHAINED, *(Output(row[:2], row[2].upper()) for row in rows))
@@ -154,7 +157,7 @@ class DataBackendTests(RowTests):
         async with backend.transaction() as tx:
             assert await backend.sweep(select, outputs, CHAINED, ids=[1], tx=tx) == [1]
         await self.put(backend, CHAINED, Output((1, 0), "Z"), as_of=2, replaced=[1])
-        both = self.table("t").outputs("words", "upper")  # type: ignore[attr-defined]
+        both = self.joined("t", "words", "upper")
         found = await self.read(backend, both, {"words": WORDS, "upper": CHAINED})
         assert sorted((row["id"], row["words"], row["upper"]) for row in found) == [(1, "z", "Z"), (2, "c", "C")]
 
@@ -199,6 +202,6 @@ class DataBackendTests(RowTests):
     async def test_an_output_that_is_not_known_yet(self, backend: DataBackend) -> None:
         await self.fill(backend)
         unknown = OutputTable("_outputs_later", "later", ("id",), {"id": "int64"}, None)
-        query = self.table("t").outputs("later")  # type: ignore[attr-defined]
+        query = self.joined("t", "later")
         assert await self.read(backend, query, {"later": unknown}) == []
         assert await backend.failed(unknown) == []

@@ -4,6 +4,8 @@ Derive a class named ``Test...`` from `MetadataStoreTests`, implement its two ho
 store. It needs the pytest plugin of anyio, on asyncio.
 """
 
+# ruff: noqa: D102 - a test's name says what it tests
+
 from __future__ import annotations
 
 import asyncio
@@ -41,6 +43,7 @@ from asyncdl.metadata.base import (
     SetComponentState,
     SetComponentStatus,
     SetJobState,
+    Topic,
 )
 
 RecordKind = Literal["components", "links", "artifacts", "events", "jobs", "cursors", "intents"]
@@ -64,18 +67,18 @@ def component(uuid: str = "c" * 32, identifier: str = "model", version: int = 1,
     return ComponentRecord(uuid=uuid, identifier=identifier, version=version, **fields | {"created": 1.5} | others)
 
 
-def job(id: str = "j", **others: Any) -> JobRecord:  # noqa: A002 - the field's name
+def job(id: str = "j", **others: Any) -> JobRecord:
     """Return the record of a pending job."""
     fields: dict[str, Any] = {"kind": "refresh", "target": "t", "payload": "{}", "first": 1, "last": 1, "created": 1.5}
     return JobRecord(id=id, **fields | others)
 
 
-def event(topic: str = "docs", type: str = "RowsInserted", payload: str = "{}") -> AppendEvent:  # noqa: A002
+def event(topic: str = "docs", type: str = "RowsInserted", payload: str = "{}") -> AppendEvent:
     """Return the change that appends an event."""
     return AppendEvent(type, topic, payload, 2.5)
 
 
-def intent(id: str = "i", created: float = 3.5) -> PutIntent:  # noqa: A002 - the field's name
+def intent(id: str = "i", created: float = 3.5) -> PutIntent:
     """Return the change that announces a write."""
     return PutIntent(IntentRecord(id, "{}", "process", created))
 
@@ -108,6 +111,7 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "claim: not due": (ClaimJob("later", "me", 999.0, 1010.0), ConflictError),
     "claim: held": (ClaimJob("mine", "you", 19.0, 30.0), ConflictError),
     "claim: held by oneself": (ClaimJob("mine", "me", 19.0, 30.0), ConflictError),
+    "claim: attempted meanwhile": (ClaimJob("mine", "you", 25.0, 30.0, attempts=7), ConflictError),
     "claim: finished": (ClaimJob("done", "me", 5000.0, 5010.0), ConflictError),
     "advance: not running": (AdvanceJob("waiting", "me", 1, 2), LeaseLostError),
     "advance: another's": (AdvanceJob("mine", "you", 1, 2), LeaseLostError),
@@ -124,6 +128,18 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
 }
 """Changes whose condition does not hold in the state that `PREPARED` makes, and the error that says so."""
 
+WAKING: list[tuple[Topic, Change]] = [
+    ("anything", SetComponentStatus("child", "ready")),
+    ("events", event()),
+    ("work", PutJob(job("new"))),
+    ("work", SetJobState("done", "pending", ("succeeded",), 15.0)),
+    ("work", FinishJob("mine", "me", "pending", 15.0)),
+    ("completion", FinishJob("mine", "me", "succeeded", 15.0)),
+    ("completion", SetJobState("waiting", "cancelled", ("pending",), 15.0)),
+    ("completion", MoveCursor("cursor", 8, expected=7)),
+]
+"""Changes, and a topic whose waiters each must wake."""
+
 READS: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
     "components": lambda store: store.components(),
     "parents": lambda store: store.parents("c"),
@@ -132,7 +148,7 @@ READS: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
     "events": lambda store: store.events(0),
     "last_event": lambda store: store.last_event(),
     "cursor": lambda store: store.cursor("c"),
-    "pending_causes": lambda store: store.pending_causes(0),
+    "pending_causes": lambda store: store.pending_causes("nobody"),
     "jobs": lambda store: store.jobs(),
     "claimable": lambda store: store.claimable(1.0, limit=1),
     "next_due": lambda store: store.next_due(1.0),
@@ -468,6 +484,16 @@ class MetadataStoreTests(ABC):
             await (store, other)[n % 2].commit(event())
             assert len(await asyncio.gather(*tasks)) == 4
 
+    @pytest.mark.parametrize(("topic", "change"), WAKING)
+    async def test_a_commit_wakes_those_whom_it_concerns(
+        self, store: MetadataStore, other: MetadataStore, topic: Topic, change: Change
+    ) -> None:
+        await store.commit(*PREPARED)
+        seen = [await each.wait_for_commits(0, topic) for each in (store, other)]
+        await store.commit(change)
+        for each, token in zip((store, other), seen, strict=True):
+            assert await each.wait_for_commits(token, topic) != token
+
     async def test_wake_wakes_without_a_commit(self, store: MetadataStore) -> None:
         seen = await store.wait_for_commits(0)
         waiting = asyncio.create_task(store.wait_for_commits(seen))
@@ -546,7 +572,7 @@ class MetadataStoreTests(ABC):
 
     async def test_an_attempt_from_claim_to_end(self, store: MetadataStore) -> None:
         await store.commit(PutJob(job(not_before=5.0)))
-        await store.commit(ClaimJob("j", "me", now=5.0, lease=15.0))
+        await store.commit(ClaimJob("j", "me", now=5.0, lease=15.0, attempts=0))
         running = job(not_before=5.0, state="running", attempts=1, owner="me", lease=15.0, started=5.0)
         assert await store.jobs() == [running]
         await store.commit(RenewLeases(["j", "nothing"], "me", 25.0), AdvanceJob("j", "me", 10, None, "reading"))
@@ -574,7 +600,7 @@ class MetadataStoreTests(ABC):
         await store.commit(PutJob(job()), ClaimJob("j", "me", 100.0, 110.0))
         with pytest.raises(ConflictError):
             await other.commit(ClaimJob("j", "you", 109.5, 120.0))
-        await other.commit(ClaimJob("j", "you", 110.0, 120.0))  # at the lease's time it may be
+        await other.commit(ClaimJob("j", "you", 110.0, 120.0, attempts=1))  # at the lease's time it may be
         late: list[Change] = [AdvanceJob("j", "me", 1, 2), FinishJob("j", "me", "succeeded", 111.0)]
         for change in late:
             with pytest.raises(LeaseLostError):
@@ -661,12 +687,15 @@ class MetadataStoreTests(ABC):
             PutJob(job("d", first=1, last=1, state="failed")),
         )
         last = made[-1].seq
-        assert sorted(await store.pending_causes(last)) == [(1, 2), (2, 2)]
+        await store.commit(MoveCursor("all", last), MoveCursor("first", made[0].seq))
+        assert sorted(await store.pending_causes("all")) == [(1, 2), (2, 2)]
         await store.commit(SetJobState("c", "cancelled", ("running",), 1.0))
-        assert sorted(await store.pending_causes(made[0].seq)) == [(1, 2), (2, 2)]
-        assert sorted(await store.pending_causes(0)) == [(1, 1), (1, 2), (2, 2)]
+        assert sorted(await store.pending_causes("first")) == [(1, 2), (2, 2)]
+        assert sorted(await store.pending_causes("new")) == [(1, 1), (1, 2), (2, 2)]
         await store.commit(*(SetJobState(each, "succeeded", ("pending",), 1.0) for each in "ab"))
-        assert await store.pending_causes(last) == []
+        assert await store.pending_causes("all") == []
+        assert await store.pending_causes("new", types=["B"]) == [(1, 2)]
+        assert await store.pending_causes("new", types=["C"]) == []
 
     # intents
 
@@ -685,7 +714,9 @@ class MetadataStoreTests(ABC):
         record = component(identifier=text, data=text, state=text, status="ready")
         work = job(payload=text, error=text, stage=text, target=text[:32], state="failed")
         put = PutIntent(IntentRecord("i", text, text, 1.0))
-        [made] = await store.commit(PutComponent(record), PutJob(work), put, event(text, text, text), MoveCursor(text, 4))
+        [made] = await store.commit(
+            PutComponent(record), PutJob(work), put, event(text, text, text), MoveCursor(text, 4)
+        )
         await store.commit(event("decoy", "decoy"), PutComponent(component("d", "decoy")))
         await store.commit(SetComponentState(record.uuid, "new", expected=text))
         assert await store.components(identifier=text) == [replace(record, state="new")]
@@ -715,7 +746,9 @@ class MetadataStoreTests(ABC):
     async def test_big_payloads(self, store: MetadataStore, other: MetadataStore, size: int) -> None:
         text = "\N{SNOWMAN}x'\\" * (size // 4)
         await store.commit(
-            PutComponent(component(data=text)), event(payload=text), PutJob(job(payload=text, error=text, state="failed"))
+            PutComponent(component(data=text)),
+            event(payload=text),
+            PutJob(job(payload=text, error=text, state="failed")),
         )
         [stored], [made], [work] = await other.components(), await other.events(0), await other.jobs()
         assert stored.data == made.payload == work.payload == work.error == text

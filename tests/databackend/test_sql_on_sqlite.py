@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ConstraintError, DatatypeError, DuplicateKeyError, QueryError, TableNotFoundError
-from asyncdl.query import fn, table
+from asyncdl.query import Query, fn, table
 from asyncdl.testing.databackend_outputs import LENGTH, WORDS, DataBackendTests
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +34,19 @@ def run(where: Path, *statements: str) -> list[Any]:
 class TestSQLDataBackendOnSQLite(DataBackendTests):
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(SQLiteDatabase(where / FILE), datatypes)
+
+    def table(self, name: str) -> Query:
+        return table(name)
+
+    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
+        t = table(name)
+        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
+
+    def pick(self, name: str, *columns: str) -> Query:
+        return table(name).select(*columns)
+
+    def joined(self, name: str, *identifiers: str) -> Query:
+        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -122,11 +136,11 @@ async def test_a_column_added_by_another_program(backend: SQLDataBackend, tmp_pa
 
 
 async def test_nan_is_skipped_where_sql_would_take_it_for_zero(backend: SQLDataBackend) -> None:
-    t = table("t")
-    await write(backend, t.insert([{"id": 1, "f": math.nan}, {"id": 2, "f": 3.0}, {"id": 3, "f": None}]))
+    t, nan = table("t"), math.nan
+    await write(backend, t.insert([{"id": 1, "f": nan}, {"id": 2, "f": 3.0}, {"id": 3, "f": None}]))
     assert await read(backend, t.f.mean()) == [(3.0,)]
     assert await read(backend, t.filter(t.f.isnan()).select("id")) == [(1,)]
-    assert await read(backend, t.filter(t.f == math.nan).select("id")) == [(1,)]
+    assert await read(backend, t.filter(t.f == nan).select("id")) == [(1,)]
     assert await read(backend, t.order_by("f").select("id")) == [(2,), (1,), (3,)]
     assert await read(backend, t.mutate(g=t.f * 2).select("g")) == [(None,), (6.0,), (None,)]
 
@@ -160,7 +174,12 @@ async def test_setting_columns_to_expressions(backend: SQLDataBackend) -> None:
     await write(backend, t.insert([{"id": at, "n": at, "f": 0.5, "s": "x"} for at in range(4)]))
     written = await write(backend, t.update({"n": t.n + 10, "f": t.n, "s": t.s.upper()}, where=t.id > 1))
     assert sorted(written.ids) == [2, 3]
-    assert await read(backend, t.order_by("id")) == [(0, 0, 0.5, "x"), (1, 1, 0.5, "x"), (2, 12, 2.0, "X"), (3, 13, 3.0, "X")]
+    assert await read(backend, t.order_by("id")) == [
+        (0, 0, 0.5, "x"),
+        (1, 1, 0.5, "x"),
+        (2, 12, 2.0, "X"),
+        (3, 13, 3.0, "X"),
+    ]
     await write(backend, t.update({"n": t.n - t.n.max()}, where=True))
     assert await read(backend, t.order_by("id").select("n")) == [(-13,), (-12,), (-1,), (0,)]
     await write(backend, t.update({"n": t.n.min()}, where=t.id == 3))
@@ -203,8 +222,11 @@ async def test_a_page_costs_what_its_rows_cost(backend: SQLDataBackend, tmp_path
     assert len(statements) == len(selects) + 1
     for sql in statements:
         plan = [row[3] for row in run(tmp_path, f"EXPLAIN QUERY PLAN {sql.replace('?', '1')}")]
-        assert plan[0].startswith(("SEARCH t USING INTEGER PRIMARY KEY", "SEARCH _outputs")), (sql, plan)
-        assert not [each for each in plan if "TEMP B-TREE" in each or each.startswith(("SCAN t", "MATERIALIZE"))], (sql, plan)
+        assert re.match("SEARCH .* PRIMARY KEY", plan[0]), (sql, plan)
+        assert not [each for each in plan if "TEMP B-TREE" in each or each.startswith(("SCAN", "MATERIALIZE"))], (
+            sql,
+            plan,
+        )
 
 
 async def test_pickles_are_refused_where_they_are_not_allowed(backend: SQLDataBackend) -> None:

@@ -58,7 +58,9 @@ async def ids(database: SQLiteDatabase) -> list[int]:
 
 
 async def fill(database: SQLiteDatabase, rows: int, size: int = 10) -> None:
-    await database.write(Statement("INSERT INTO t VALUES (?, 1, ?)", [(n, f"{n:0{size}}") for n in range(1, rows + 1)], many=True))
+    await database.write(
+        Statement("INSERT INTO t VALUES (?, 1, ?)", [(n, f"{n:0{size}}") for n in range(1, rows + 1)], many=True)
+    )
 
 
 # concurrency
@@ -178,11 +180,14 @@ async def test_a_transaction_is_committed_at_the_end_of_its_block(database: SQLi
 
 
 async def test_an_exception_in_the_block_rolls_back(database: SQLiteDatabase) -> None:
-    with pytest.raises(LookupError):
+    async def write() -> None:
         async with database.transaction() as tx:
             await tx.run(insert(1))
             tx.defer(insert(2))
             raise LookupError
+
+    with pytest.raises(LookupError):
+        await write()
     assert await ids(database) == [0]
     await database.write(insert(1))
     assert await ids(database) == [0, 1]
@@ -208,9 +213,12 @@ async def test_deferred_statements_run_in_order_before_what_runs_next(database: 
 
 
 async def test_a_failing_deferred_statement_fails_the_commit_and_leaves_nothing(database: SQLiteDatabase) -> None:
-    with pytest.raises(DuplicateKeyError):
+    async def write() -> None:
         async with database.transaction() as tx:
             tx.defer(insert(1), insert(0))
+
+    with pytest.raises(DuplicateKeyError):
+        await write()
     assert await ids(database) == [0]
 
 

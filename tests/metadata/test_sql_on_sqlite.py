@@ -17,7 +17,7 @@ import pytest
 from asyncdl.drivers.sql import Statement
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError
-from asyncdl.metadata.base import ClaimJob, MoveCursor, PutJob
+from asyncdl.metadata.base import Change, ClaimJob, MoveCursor, PutJob
 from asyncdl.metadata.sql import SQLMetadataStore
 from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event, intent, job
 
@@ -150,14 +150,15 @@ async def test_rows_and_events_commit_together_or_not_at_all(tmp_path: Path) -> 
     assert await store.events(0) == [made]
     assert await database.fetch("SELECT id FROM docs") == [(1,), (2,)]
 
+    async def write(row: int, *changes: Change) -> None:
+        async with database.transaction() as tx:
+            tx.defer(Statement("INSERT INTO docs VALUES (?)", (row,)))
+            await store.commit(event("lost"), *changes, joining=tx)
+
     with pytest.raises(ConflictError):
-        async with database.transaction() as tx:
-            await tx.run(Statement("INSERT INTO docs VALUES (3)"))
-            await store.commit(event("lost"), MoveCursor("c", 2, expected=1), joining=tx)
+        await write(3, MoveCursor("c", 2, expected=1))
     with pytest.raises(DuplicateKeyError):  # a row of the user's, and so not a conflict of ours
-        async with database.transaction() as tx:
-            tx.defer(Statement("INSERT INTO docs VALUES (1)"))
-            await store.commit(event("lost"), ClaimJob("j", "me", 5.0, 6.0), joining=tx)
+        await write(1, ClaimJob("j", "me", 5.0, 6.0))
     assert await store.events(0) == [made]
     assert (await store.jobs())[0].attempts == 0
     assert await database.fetch("SELECT count(*) FROM docs") == [(2,)]

@@ -1,0 +1,154 @@
+"""Planning, without any I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncdl.events.types import (
+    ComponentAdded,
+    ComponentReady,
+    Event,
+    JobSucceeded,
+    OutputsReplaced,
+    OutputsWritten,
+    RecomputeRequested,
+    ReconcileRequested,
+    RetryRequested,
+    RowsDeleted,
+    RowsEvent,
+    RowsInserted,
+    RowsUpdated,
+)
+from asyncdl.jobs.planner import BACKFILL, PLANNED, RECOMPUTE, REFRESH, InstalledListener, Plan, merge, plan
+
+PLAIN = InstalledListener("u-plain", "plain", "docs", ["docs"], [])
+JOINED = InstalledListener("u-joined", "joined", "docs", ["docs", "authors"], [])
+CHAINED = InstalledListener("u-chained", "chained", "docs", ["docs"], ["plain"])
+BOTH = InstalledListener("u-both", "both", "docs", ["docs", "authors"], ["plain", "joined"])
+OTHER = InstalledListener("u-other", "other", "pages", ["pages"], [])
+RETIRED = InstalledListener("u-retired", "plain", "docs", ["docs"], ["plain"], active=False)
+ALL = [PLAIN, JOINED, CHAINED, BOTH, OTHER, RETIRED]
+
+
+def planned(event: Event) -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Return what an event asks for, by listener; the range of causes and ``since`` are checked here."""
+    plans = plan(event, ALL, 3, 8)
+    assert {(each.since, each.first, each.last) for each in plans} <= {(event.seq, 3, 8)}
+    assert len({each.target for each in plans}) == len(plans)
+    return {each.target.removeprefix("u-"): (each.kind, each.ids, dict(each.arguments)) for each in plans}
+
+
+@pytest.mark.parametrize("kind", [RowsInserted, RowsUpdated, RowsDeleted])
+def test_rows_of_the_root_are_refreshed_and_chains_wait_for_their_upstream(kind: type[RowsEvent]) -> None:
+    assert planned(kind(seq=7, table="docs", ids=[1, (2, "x")])) == {
+        "plain": (REFRESH, (1, (2, "x")), {}),
+        "joined": (REFRESH, (1, (2, "x")), {}),
+    }
+
+
+def test_rows_of_a_joined_table_concern_all_outputs() -> None:
+    assert planned(RowsUpdated(seq=7, table="authors", ids=[1])) == {
+        "joined": (RECOMPUTE, (), {}),
+        "both": (RECOMPUTE, (), {}),
+    }
+    assert planned(RowsUpdated(seq=7, table="unknown", ids=[1])) == {}
+
+
+def test_outputs_are_followed_by_those_chained_to_them() -> None:
+    written = OutputsWritten(seq=9, identifier="plain", uuid="u-plain", ids=[4, 5])
+    assert planned(written) == {"chained": (REFRESH, (4, 5), {}), "both": (REFRESH, (4, 5), {})}
+    assert planned(OutputsWritten(seq=9, identifier="other", uuid="u-other", ids=[4])) == {}
+    replaced = OutputsReplaced(seq=9, identifier="joined", uuid="new")
+    assert planned(replaced) == {"both": (RECOMPUTE, (), {})}
+
+
+def test_a_new_listener_is_backfilled_by_its_uuid() -> None:
+    def added(uuid: str) -> ComponentAdded:
+        return ComponentAdded(seq=5, type_id="listener", identifier="plain", version=1, uuid=uuid)
+
+    assert planned(added("u-plain")) == {"plain": (BACKFILL, (), {"setup": True})}
+    assert planned(added("u-retired")) == planned(added("model")) == {}
+
+
+def test_requests() -> None:
+    retry = RetryRequested(seq=5, identifier="chained", ids=[1, 2])
+    assert planned(retry) == {"chained": (REFRESH, (1, 2), {})}
+    one = ReconcileRequested(seq=5, identifier="plain")
+    assert planned(one) == {"plain": (BACKFILL, (), {"sweep": True})}
+    assert planned(ReconcileRequested(seq=5)) == {
+        name: (BACKFILL, (), {"sweep": True}) for name in ("plain", "joined", "chained", "both", "other")
+    }
+    assert planned(RecomputeRequested(seq=5, table="authors")) == {"joined": (RECOMPUTE, (), {})}
+    assert planned(RecomputeRequested(seq=5, table="docs")) == {
+        "plain": (RECOMPUTE, (), {}),
+        "joined": (RECOMPUTE, (), {}),
+    }
+
+
+def test_other_events_ask_for_nothing() -> None:
+    ready = ComponentReady(seq=5, type_id="listener", identifier="plain", version=1, uuid="u-plain")
+    succeeded = JobSucceeded(seq=5, job="j", kind=REFRESH, target="u-plain", done=1)
+    assert planned(ready) == planned(succeeded) == {}
+    assert not isinstance(ready, PLANNED)
+    assert not isinstance(succeeded, PLANNED)
+
+
+def test_every_event_that_is_answered_is_declared() -> None:
+    answered = {kind for kind in plan.registry if kind not in {object, Event}}
+    assert answered == set(PLANNED)
+
+
+def refresh(*ids: Any, target: str = "a", seq: int = 1, **others: Any) -> Plan:
+    return Plan(
+        REFRESH, target, seq, others.pop("first", seq), others.pop("last", seq), ids, others.pop("arguments", {})
+    )
+
+
+def test_merging_joins_ids_and_ranges() -> None:
+    plans = [
+        refresh(1, 2, seq=4, first=1, last=3),
+        refresh(2, [3, "x"], (3, "x"), seq=6, first=4, last=6),
+        refresh(1, target="b", seq=5),
+    ]
+    assert merge(plans) == [
+        Plan(REFRESH, "a", 6, 1, 6, (1, 2, (3, "x"))),
+        Plan(REFRESH, "b", 5, 5, 5, (1,)),
+    ]
+
+
+def test_what_differs_in_kind_or_arguments_is_not_merged() -> None:
+    plans = [
+        Plan(BACKFILL, "a", 1, 1, 1, arguments={"setup": True}),
+        Plan(BACKFILL, "a", 2, 2, 2, arguments={"setup": False}),
+        Plan(BACKFILL, "a", 3, 3, 3, arguments={"sweep": True}),
+        Plan(RECOMPUTE, "a", 4, 4, 4),
+        refresh(1, seq=5),
+    ]
+    assert merge(plans) == plans
+    assert merge([*plans, *plans]) == plans
+    assert merge([]) == []
+
+
+def test_many_ids_become_jobs_of_bounded_size() -> None:
+    jobs = merge([refresh(*range(0, 8000), seq=1), refresh(*range(6000, 12_001), seq=2)])
+    assert [len(each.ids) for each in jobs] == [5000, 5000, 2001]
+    assert [key for each in jobs for key in each.ids] == list(range(12_001))
+    assert {(each.since, each.first, each.last) for each in jobs} == {(2, 1, 2)}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([REFRESH, RECOMPUTE]), st.lists(st.integers(0, 9)))))
+def test_merging_loses_no_work_and_forgets_no_cause(asked: list[tuple[str, str, list[int]]]) -> None:
+    plans = [Plan(kind, target, at, at, at, tuple(ids)) for at, (target, kind, ids) in enumerate(asked, 1)]
+    jobs = merge(plans)
+    for each in plans:
+        same = [job for job in jobs if (job.kind, job.target) == (each.kind, each.target)]
+        assert len(same) == 1
+        assert set(each.ids) <= set(same[0].ids)
+        assert same[0].first <= each.first <= each.last <= same[0].last
+        assert same[0].since >= each.since
+    for job in jobs:
+        assert len(set(job.ids)) == len(job.ids)
