@@ -86,22 +86,29 @@ class OutputTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """One source row's result.
+class Outputs:
+    """The results of some source rows, by column: a row of its own for each would cost more than most models.
 
     Parameters
     ----------
-    key
-        The values of the select's key columns.
-    value
-        What the model returned (with ``flatten``: the list); ignored when there is an error.
-    error
-        JSON of a `RowError`, or None.
+    keys
+        The select's key: for each of its columns the values of all rows.
+    values
+        What the model returned for each row (with ``flatten``: lists); ignored where there is an error.
+    errors
+        JSON of a `RowError` for each row that failed, by its place.
     """
 
-    key: Row
-    value: Any
-    error: str | None = None
+    keys: Sequence[Sequence[Any]]
+    values: Sequence[Any]
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def key(self, at: int) -> Row:
+        """Return a row's key."""
+        return tuple(column[at] for column in self.keys)
 
 
 class Catalog(Protocol):
@@ -320,7 +327,7 @@ class DataBackend(ABC):
 
     @abstractmethod
     async def put_outputs(
-        self, table: OutputTable, results: Sequence[Output], *, as_of: int, replaced: Sequence[Key] | None, tx: Any
+        self, table: OutputTable, results: Outputs, *, as_of: int, replaced: Sequence[Key] | None, tx: Any
     ) -> None:
         """Write outputs; one that is there with a larger ``_as_of`` is left as it is.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from asyncdl.databackend.base import (
     DataBackend,
     Key,
-    Output,
+    Outputs,
     OutputTable,
     ReadQuery,
     Row,
@@ -310,7 +310,7 @@ class SQLDataBackend(DataBackend):
     async def put_outputs(
         self,
         table: OutputTable,
-        results: Sequence[Output],
+        results: Outputs,
         *,
         as_of: int,
         replaced: Sequence[Key] | None,

@@ -128,6 +128,14 @@ class SQLDialect(ABC):
         """Return placeholders for a row: one by itself, several as a row value."""
         return self.mark if count == 1 else f"({', '.join([self.mark] * count)})"
 
+    def values_column(self, of: str, at: int) -> str:
+        """Return how a column of a ``VALUES`` list is named, by its place from 0."""
+        return f"{of}.column{at + 1}"
+
+    def row(self, count: int) -> str:
+        """Return placeholders for a row behind ``VALUES``."""
+        return f"({', '.join([self.mark] * count)})"
+
     def equal(self, names: Sequence[str], left: str, right: str) -> str:
         """Return the condition that two tables' columns of these names are equal."""
         return " AND ".join(f"{left}.{self.quote(name)} = {right}.{self.quote(name)}" for name in names)
@@ -144,7 +152,7 @@ class SQLDialect(ABC):
         """Return an insert that sets the ``changed`` columns of the row that is there."""
         start = (
             f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}) "  # noqa: S608 - quoted
-            f"VALUES ({', '.join([self.mark] * len(columns))}) ON CONFLICT ({self.quoted(key)}) DO "
+            f"VALUES {self.row(len(columns))} ON CONFLICT ({self.quoted(key)}) DO "
         )
         if not changed:
             return f"{start}NOTHING"

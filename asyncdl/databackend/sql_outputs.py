@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
-from asyncdl.databackend.base import Key, Output, OutputTable, TableSchema
+from asyncdl.databackend.base import Key, Outputs, OutputTable, TableSchema
 from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE, output_columns
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import parse
@@ -69,7 +69,7 @@ class OutputWriter:
 
     # writing
 
-    def put(self, results: Sequence[Output], as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
+    def put(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         """Return the statements that write results.
 
         Raises
@@ -80,14 +80,15 @@ class OutputWriter:
         statements = self._delete_replaced(results, as_of, replaced)
         if self.table.flatten:
             return statements + self._put_elements(results, as_of)
-        if results:
-            keys = self._encode_keys([each.key for each in results])
-            errors = [each.error for each in results]
-            values = [each.value for each in results]
-            if any(errors):
-                values = [None if error else value for value, error in zip(values, errors, strict=True)]
-            rows = list(zip(*keys, self._encode_values(values, results), repeat(as_of), errors, strict=False))
-            statements.append(Statement(self._put, rows, many=True))
+        if len(results):
+            keys = self._encode_keys(results.keys)
+            values, errors = results.values, repeat(None)
+            if results.errors:
+                values = [None if at in results.errors else value for at, value in enumerate(values)]
+                errors = map(results.errors.get, range(len(results)))  # type: ignore[assignment]
+            stored = self._encode_values(values, results.key)
+            rows = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
+            statements.append(Statement(self._put, rows, many=True, row=self._dialect.row(len(self._columns))))
         return statements
 
     def _put_sql(self) -> str:
@@ -98,64 +99,64 @@ class OutputWriter:
             return dialect.upsert(self.table.name, names, self._own_key, _STAMPS, newer)
         # A list belongs together: none of it is written beside elements that are newer.
         sets = ", ".join(f"{dialect.quote(name)} = excluded.{dialect.quote(name)}" for name in _STAMPS)
-        same = " AND ".join(f"o.{dialect.quote(name)} = {dialect.mark}" for name in self._key)
+        column = {name: dialect.values_column("v", at) for at, name in enumerate(names)}
+        same = " AND ".join(f"o.{dialect.quote(name)} = {column[name]}" for name in self._key)
         return (
-            f"INSERT INTO {self._name} ({dialect.quoted(names)}) SELECT {', '.join([dialect.mark] * len(names))} "  # noqa: S608
-            f"WHERE NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same} AND o.{stamp} > {dialect.mark}) "
+            f"INSERT INTO {self._name} ({dialect.quoted(names)}) SELECT * FROM (VALUES {dialect.row(len(names))}) AS v "  # noqa: S608
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same} AND o.{stamp} > {column[AS_OF]}) "
             f"ON CONFLICT ({dialect.quoted(self._own_key)}) DO UPDATE SET {sets}"
         )
 
-    def _put_elements(self, results: Sequence[Output], as_of: int) -> list[Statement]:
-        if not results:
+    def _put_elements(self, results: Outputs, as_of: int) -> list[Statement]:
+        if not len(results):
             return []
-        owners: list[Output] = []
+        owners: list[int] = []
         positions: list[int] = []
         elements: list[Any] = []
-        for each in results:
-            if each.error is not None or not len(each.value):
-                owners.append(each)
+        for at, value in enumerate(results.values):
+            if at in results.errors or not len(value):
+                owners.append(at)
                 positions.append(-1)
                 elements.append(None)
             else:
-                owners.extend(repeat(each, len(each.value)))
-                positions.extend(range(len(each.value)))
-                elements.extend(each.value)
-        keys = self._encode_keys([each.key for each in owners])
-        values = self._encode_values(elements, owners)
-        errors = [each.error for each in owners]
-        rows = list(zip(*keys, positions, values, repeat(as_of), errors, *keys, repeat(as_of), strict=False))
-        source = self._encode_keys([each.key for each in results])
-        delete = Statement(self._delete_sql(self._key), list(zip(*source, repeat(as_of), strict=False)), many=True)
-        return [delete, Statement(self._put, rows, many=True)]
+                owners.extend(repeat(at, len(value)))
+                positions.extend(range(len(value)))
+                elements.extend(value)
+        source = self._encode_keys(results.keys)
+        keys = [[column[at] for at in owners] for column in source]
+        values = self._encode_values(elements, lambda at: results.key(owners[at]))
+        errors = map(results.errors.get, owners)
+        rows = list(zip(*keys, positions, values, repeat(as_of), errors, strict=False))
+        put = Statement(self._put, rows, many=True, row=self._dialect.row(len(self._columns)))
+        return [*self._delete(self._key, source, as_of), put]
 
-    def _delete_replaced(
-        self, results: Sequence[Output], as_of: int, replaced: Sequence[Key] | None
-    ) -> list[Statement]:
+    def _delete_replaced(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         if not replaced:
             return []
         left: Sequence[Key] = replaced
-        if not self.table.flatten and self._roots == self._key:
+        if not self.table.flatten and self._roots == self._key and len(results):
             single = len(self._roots) == 1
-            written = {each.key[0] if single else each.key for each in results}
+            written = set(results.keys[0]) if single else set(zip(*results.keys, strict=True))
             left = [each for each in replaced if each not in written]
         if not left:
             return []
-        keys = self.encode_ids(left)
-        rows = list(zip(*keys, repeat(as_of), strict=False))
-        return [Statement(self._delete_sql(self._roots), rows, many=True)]
+        return self._delete(self._roots, self.encode_ids(left), as_of)
 
-    def _delete_sql(self, key: Sequence[str]) -> str:
-        dialect = self._dialect
-        same = " AND ".join(f"{dialect.quote(name)} = {dialect.mark}" for name in key)
-        return f"DELETE FROM {self._name} WHERE {same} AND {dialect.quote(AS_OF)} <= {dialect.mark}"  # noqa: S608 - quoted
+    def _delete(self, names: Sequence[str], keys: Sequence[Sequence[Any]], as_of: int) -> list[Statement]:
+        """Return the statements that delete what is not newer of these keys."""
+        older = f"{self._dialect.quote(AS_OF)} <= {self._dialect.mark}"
+        return [
+            Statement(
+                f"DELETE FROM {self._name} WHERE {self._dialect.in_list(names, len(rows))} AND {older}",  # noqa: S608 - quoted
+                [*chain.from_iterable(rows), as_of],
+            )
+            for rows, _ in chunks(list(zip(*keys, strict=True)), self._dialect.largest_list)
+        ]
 
     # values
 
-    def _encode_keys(self, keys: Sequence[Row]) -> list[Sequence[Any]]:
-        if len(self._key) == 1:
-            return [self._encode_key(self._key[0], [key[0] for key in keys])]
-        columns = zip(*keys, strict=True)
-        return [self._encode_key(name, column) for name, column in zip(self._key, columns, strict=True)]
+    def _encode_keys(self, keys: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        return [self._encode_key(name, column) for name, column in zip(self._key, keys, strict=True)]
 
     def _encode_key(self, name: str, column: Sequence[Any]) -> Sequence[Any]:
         return self._values.encode(self.table.key[name], column, lambda at: f"output {at}, key {name!r}")
@@ -168,12 +169,12 @@ class OutputWriter:
             self._encode_key(name, column) for name, column in zip(self._roots, zip(*ids, strict=True), strict=True)
         ]
 
-    def _encode_values(self, values: Sequence[Any], owners: Sequence[Output]) -> Sequence[Any]:
+    def _encode_values(self, values: Sequence[Any], key_of: Callable[[int], Row]) -> Sequence[Any]:
         assert self.table.datatype is not None  # noqa: S101 - there is a table
         return self._values.encode(
             self.table.datatype,
             values,
-            lambda at: f"the output of {self.table.identifier!r} for row {owners[at].key!r}",
+            lambda at: f"the output of {self.table.identifier!r} for row {key_of(at)!r}",
         )
 
     def encode_error(self, value: Any) -> Exception | None:

@@ -222,9 +222,9 @@ class RowEncoder:
         names, dialect = list(stored), self._dialect
         sql = (
             f"INSERT INTO {dialect.quote(schema.name)} ({dialect.quoted(names)}) "  # noqa: S608 - quoted
-            f"VALUES ({', '.join([dialect.mark] * len(names))})"
+            f"VALUES {dialect.row(len(names))}"
         )
-        return Statement(sql, list(zip(*stored.values(), strict=True)), many=True)
+        return Statement(sql, list(zip(*stored.values(), strict=True)), many=True, row=dialect.row(len(names)))
 
     def upsert(
         self, schema: TableSchema, stored: Mapping[str, Sequence[Any]], named: Mapping[str, Sequence[Any]]
@@ -244,7 +244,7 @@ class RowEncoder:
     def _upsert(self, schema: TableSchema, names: list[str], rows: list[tuple[Any, ...]]) -> Statement:
         key = schema.primary_key
         sql = self._dialect.upsert(schema.name, names, key, [name for name in names if name not in key])
-        return Statement(sql, rows, many=True)
+        return Statement(sql, rows, many=True, row=self._dialect.row(len(names)))
 
 
 def _check_unique(schema: TableSchema, ids: Sequence[Key]) -> None:

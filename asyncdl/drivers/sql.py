@@ -33,6 +33,8 @@ class Statement:
         One tuple of parameters; with ``many``, a sequence of them, run as one ``executemany``.
     many
         Whether ``params`` holds many parameter tuples.
+    row
+        The text of the one row behind ``VALUES``, which a driver may repeat in order to run many in one step.
     fetch
         Whether the statement returns rows (a select, or a write with ``RETURNING``).
     expect
@@ -45,6 +47,7 @@ class Statement:
     sql: str
     params: Sequence[Any] = ()
     many: bool = False
+    row: str = ""
     fetch: bool = False
     expect: int | None = None
     conflict: str = "a condition of the commit did not hold"

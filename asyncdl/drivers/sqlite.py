@@ -15,6 +15,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +40,7 @@ T = TypeVar("T")
 _READERS = 16
 _FETCHERS = 3
 _BUSY_TIMEOUT = 30.0
+_ROWS_IN_A_STEP = (256, 64, 16, 4, 1)
 _UNIQUE = {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -68,6 +70,8 @@ def translate(error: sqlite3.Error, url: str) -> AsyncDLError:
 def _run(connection: sqlite3.Connection, statement: Statement) -> Outcome:
     cursor = connection.cursor()
     try:
+        if statement.many and statement.row:
+            return Outcome(_run_rows(connection, cursor, statement), [])
         if statement.many:
             cursor.executemany(statement.sql, statement.params)
         else:
@@ -76,6 +80,26 @@ def _run(connection: sqlite3.Connection, statement: Statement) -> Outcome:
         return Outcome(cursor.rowcount, rows)
     finally:
         cursor.close()
+
+
+def _run_rows(connection: sqlite3.Connection, cursor: sqlite3.Cursor, statement: Statement) -> int:
+    """Run an insert of many rows, some hundred in one step; return how many it affected.
+
+    ``executemany`` gives up the GIL for each row and has to get it back, which, while another thread computes in Python,
+    costs a switch interval a row: 630 microseconds in place of 0.9 (``benchmarks/many_rows.py``). By itself it is four
+    times slower.
+    """
+    rows, affected, at = statement.params, 0, 0
+    room = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+    for size in _ROWS_IN_A_STEP:
+        if len(rows) - at < size or size * len(rows[0]) > room:
+            continue
+        sql = statement.sql.replace(statement.row, ", ".join([statement.row] * size), 1)
+        while len(rows) - at >= size:
+            cursor.execute(sql, list(chain.from_iterable(rows[at : at + size])))
+            affected += cursor.rowcount
+            at += size
+    return affected
 
 
 def _run_all(

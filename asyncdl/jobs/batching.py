@@ -1,17 +1,24 @@
-"""How many rows to take at once."""
+"""How many rows to take at once, and how far to read ahead."""
 
 from __future__ import annotations
 
-SMALLEST, LARGEST = 16, 4096
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+SMALLEST, LARGEST = 16, 8192
 _FIRST = 256
 _TARGET = 0.1
+_BYTES = 32 * 1024 * 1024
+_QUICK = 0.02
 
 
 class BatchSize:
-    """Grows and shrinks towards batches of a tenth of a second.
+    """Grows and shrinks towards batches of a tenth of a second, and of 32 MB at most.
 
-    Long enough that the costs of a batch vanish, short enough that memory stays small and a shutdown soon comes to the
-    end of the one that runs.
+    Long enough that the costs of a batch vanish, short enough that memory stays small and a shutdown soon comes to the end
+    of the one that runs.
 
     Parameters
     ----------
@@ -21,11 +28,58 @@ class BatchSize:
 
     def __init__(self, at_least: int = 1) -> None:
         self._floor = min(max(SMALLEST, at_least), LARGEST)
+        self._ceiling = LARGEST
         self.size = max(_FIRST, self._floor)
 
     def took(self, rows: int, seconds: float) -> None:
-        """Learn from a batch."""
-        if seconds > _TARGET * 2:  # too long, even if it was not full
-            self.size = max(self.size // 2, self._floor)
-        elif seconds < _TARGET / 2 and rows >= self.size:
-            self.size = min(self.size * 2, LARGEST)
+        """Learn from a batch's duration."""
+        if rows < self.size:
+            return
+        if seconds < _TARGET / 2:
+            self.size = min(self.size * 2, self._ceiling)
+        elif seconds > _TARGET * 2:
+            self.size = max(self.size // 2, min(self._floor, self._ceiling))
+
+    def weighed(self, column: Sequence[Any]) -> None:
+        """Learn from the values of a batch: a sample of them tells how many fit into the memory that one may take."""
+        sample = column[:: max(len(column) // 16, 1)]
+        if sample:
+            average = sum(map(_weight, sample)) / len(sample)
+            self._ceiling = max(SMALLEST, min(LARGEST, int(_BYTES / average)))
+            self.size = min(self.size, self._ceiling)
+
+
+def _weight(value: Any) -> int:
+    return int(getattr(value, "nbytes", 0)) or sys.getsizeof(value)
+
+
+class ReadAhead:
+    """Lets a reader run ahead of the writer by some batches: by none, while the model takes next to no time.
+
+    A thread that reads rows gives up the GIL for each row, and has to wait for it whenever another thread computes. While a
+    model is quick, reading beside it costs more than it gains; reading beside the database's writing does not.
+
+    Parameters
+    ----------
+    most
+        How many batches to be ahead at most.
+    """
+
+    def __init__(self, most: int, *, at_once: bool) -> None:
+        self._most = most
+        self._permitted = most if at_once else 1
+        self._permits = asyncio.Semaphore(self._permitted)
+
+    async def may_read(self) -> None:
+        """Wait until another batch may be read."""
+        await self._permits.acquire()
+
+    def writing(self) -> None:
+        """Say that a batch is being written."""
+        self._permits.release()
+
+    def computed(self, seconds: float) -> None:
+        """Learn how long the model took for a batch."""
+        if seconds > _QUICK and self._permitted < self._most:
+            self._permitted += 1
+            self._permits.release()

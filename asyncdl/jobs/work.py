@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.registry import ListenerState, Registry, with_datatype
 from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelTask, RowError
-from asyncdl.databackend.base import DataBackend, Key, Output, OutputTable, Row
+from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
@@ -33,7 +33,7 @@ from asyncdl.errors import (
     ModelOutputError,
 )
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
-from asyncdl.jobs.batching import LARGEST, BatchSize
+from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.metadata.base import AdvanceJob, ComponentRecord, JobRecord, MetadataStore, SetComponentState
 
@@ -57,14 +57,16 @@ class Stores:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows between reading and writing."""
+    """Rows between reading and writing, by column: the select's key, then the model's input."""
 
     as_of: int
-    rows: Sequence[Row]
-    ids: list[Key]
+    columns: Sequence[Sequence[Any]]
+    size: int
+    ids: Sequence[Key]
     replaced: bool
     begun: float
-    future: ComputeFuture | None
+    future: ComputeFuture | None = None
+    writing: bool = False
 
 
 class ListenerWork:
@@ -132,7 +134,10 @@ class ListenerWork:
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)
         self._roots = len(self._output.root)
-        self._size = BatchSize(self._call.max_concurrency if self._call.placement == "loop" else 1)
+        on_loop = self._call.placement == "loop"
+        self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
+        most = max(2, 2 * self._call.max_concurrency // LARGEST) if on_loop else 1 + self._stores.compute.parallelism
+        self._ahead = ReadAhead(most, at_once=on_loop)
 
     @property
     def _output(self) -> OutputTable:
@@ -156,6 +161,7 @@ class ListenerWork:
     async def _scan(self, *, missing: bool) -> AsyncIterator[Batch]:
         after: Row | None = None
         while True:
+            await self._ahead.may_read()
             begun, limit = time.perf_counter(), self._size.size
             as_of = await self._stores.metadata.last_event()
             rows = await self._stores.databackend.scan(
@@ -168,14 +174,16 @@ class ListenerWork:
             )
             if rows:
                 after = rows[-1][: self._width]
+                columns = list(zip(*rows, strict=True))
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
-                yield Batch(as_of, rows, self._ids(rows), not missing and self._width == self._roots, begun, None)
+                yield Batch(as_of, columns, len(rows), self._ids(columns), not missing and self._width == self._roots, begun)
             if len(rows) < limit:
                 return
 
     async def _of_ids(self, ids: list[Key]) -> AsyncIterator[Batch]:
         """Yield the rows that come from these root rows; those whose outputs are newer than the event are passed over."""
         for at in range(0, len(ids), _FETCH):
+            await self._ahead.may_read()
             chunk, begun = ids[at : at + _FETCH], time.perf_counter()
             as_of = await self._stores.metadata.last_event()
             stale = chunk
@@ -186,35 +194,37 @@ class ListenerWork:
             if stale:
                 rows = await self._stores.databackend.fetch(self._select, self._outputs, self._listener.columns, stale)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
-            yield Batch(as_of, rows, chunk, True, begun, None)
+            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, True, begun)
 
-    def _ids(self, rows: Sequence[Row]) -> list[Key]:
+    def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:
-            return list(dict.fromkeys(row[: self._roots] for row in rows))
+            return list(dict.fromkeys(zip(*columns[: self._roots], strict=True)))
         if self._width > 1:
-            return list(dict.fromkeys(row[0] for row in rows))
-        return [row[0] for row in rows]
+            return list(dict.fromkeys(columns[0]))
+        return list(columns[0])
 
     # computing
 
     def _submit(self, batch: Batch) -> None:
-        if batch.rows:
+        if batch.size:
             self._batches += 1
+            self._size.weighed(batch.columns[-1])
             key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
-            batch.future = self._stores.compute.submit(ModelTask(key, self._call, self._inputs(batch.rows)))
+            batch.future = self._stores.compute.submit(ModelTask(key, self._call, self._inputs(batch)))
 
-    def _inputs(self, rows: Sequence[Row]) -> Sequence[Any]:
-        at = self._width
+    def _inputs(self, batch: Batch) -> Sequence[Any]:
+        columns = batch.columns[self._width :]
         if self._call.signature == "single":
-            return [row[at] for row in rows]
+            return columns[0]
+        rows = zip(*columns, strict=True)
         if self._call.signature == "args":
-            return [row[at:] for row in rows]
+            return list(rows)
         names = list(self._listener.key)
-        return [dict(zip(names, row[at:], strict=True)) for row in rows]
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     async def _process(self, batches: AsyncIterator[Batch]) -> None:
         """Compute and write batches, reading ahead."""
-        window: asyncio.Queue[Batch | None] = asyncio.Queue(self._window())
+        window: asyncio.Queue[Batch | None] = asyncio.Queue()  # bounded by the permits to read
 
         async def read() -> None:
             try:
@@ -239,46 +249,43 @@ class ListenerWork:
                 if left is not None and left.future is not None:
                     left.future.cancel()
 
-    def _window(self) -> int:
-        if self._call.placement == "loop":
-            return max(2, 2 * self._call.max_concurrency // LARGEST)
-        return max(1, self._stores.compute.parallelism)
-
     # writing
 
     async def _finish(self, batch: Batch) -> None:
-        results: list[Output] = []
+        results = Outputs((), ())
         if batch.future is not None:
+            begun = time.perf_counter()
             try:
                 outputs = await batch.future
             except BaseException:
                 batch.future.cancel()
                 raise
-            results = self._results(batch.rows, outputs)
+            self._ahead.computed(time.perf_counter() - begun)
+            results = self._results(batch, outputs)
             if self._output.datatype is None:
                 await self._establish(results)
         await self._write(batch, results)
-        self._size.took(len(batch.rows), time.perf_counter() - batch.begun)
+        self._size.took(batch.size, time.perf_counter() - batch.begun)
         await self._look_again(batch)
 
-    def _results(self, rows: Sequence[Row], outputs: Sequence[Any]) -> list[Output]:
-        width, flatten = self._width, self._listener.flatten
-        if len(outputs) != len(rows):
-            raise ModelOutputError(f"{self._listener.model} returned {len(outputs)} outputs for {len(rows)} inputs")
-        results = []
-        for row, value in zip(rows, outputs, strict=True):
-            if isinstance(value, RowError):
-                results.append(Output(row[:width], None, msgspec.json.encode(value).decode()))
-            elif flatten and not isinstance(value, (list, tuple)):
-                message = f"a flattened listener's model must return a list, not {type(value).__name__}"
-                results.append(Output(row[:width], None, _error(ModelOutputError(message))))
-            else:
-                results.append(Output(row[:width], value))
-        return results
+    def _results(self, batch: Batch, outputs: Sequence[Any]) -> Outputs:
+        if len(outputs) != batch.size:
+            raise ModelOutputError(f"{self._listener.model} returned {len(outputs)} outputs for {batch.size} inputs")
+        errors: dict[int, str] = {}
+        if RowError in set(map(type, outputs)):
+            errors = {
+                at: msgspec.json.encode(value).decode() for at, value in enumerate(outputs) if isinstance(value, RowError)
+            }
+        if self._listener.flatten:
+            for at, value in enumerate(outputs):
+                if at not in errors and not isinstance(value, (list, tuple)):
+                    message = f"a flattened listener's model must return a list, not {type(value).__name__}"
+                    errors[at] = _error(ModelOutputError(message))
+        return Outputs(batch.columns[: self._width], outputs, errors)
 
-    async def _establish(self, results: Sequence[Output]) -> None:
+    async def _establish(self, results: Outputs) -> None:
         """Find out the outputs' datatype from the first of them, and make their table."""
-        values = [each.value for each in results if each.error is None]
+        values = [value for at, value in enumerate(results.values) if at not in results.errors]
         if self._listener.flatten:
             values = [each for value in values for each in value]
         try:
@@ -305,33 +312,36 @@ class ListenerWork:
         if not stores.shared:
             await stores.metadata.commit(change)
 
-    async def _write(self, batch: Batch, results: list[Output]) -> None:
+    async def _write(self, batch: Batch, results: Outputs) -> None:
         try:
             await self._commit(batch, results)
         except DatatypeError:
-            table, databackend = self._output, self._stores.databackend
-            checked = []
-            for each in results:
-                values = each.value if self._listener.flatten else [each.value]
-                wrong = (
-                    None
-                    if each.error
-                    else next(filter(None, (databackend.encode_error(table, v) for v in values)), None)
-                )
-                checked.append(replace(each, value=None, error=_error(wrong)) if wrong is not None else each)
-            await self._commit(batch, checked)
+            await self._commit(batch, self._checked(results))
 
-    async def _commit(self, batch: Batch, results: Sequence[Output]) -> None:
-        stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else len(batch.rows))
+    def _checked(self, results: Outputs) -> Outputs:
+        """Return results with an error for each value that cannot be stored."""
+        databackend, errors = self._stores.databackend, dict(results.errors)
+        for at, value in enumerate(results.values):
+            if at not in errors:
+                parts = value if self._listener.flatten else [value]
+                wrong = next(filter(None, (databackend.encode_error(self._output, part) for part in parts)), None)
+                if wrong is not None:
+                    errors[at] = _error(wrong)
+        return Outputs(results.keys, results.values, errors)
+
+    async def _commit(self, batch: Batch, results: Outputs) -> None:
+        stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else batch.size)
         advance = AdvanceJob(self._job.id, self._owner, done, self._total, "computing")
-        errors = sum(1 for each in results if each.error is not None)
         event = OutputsWritten(
-            identifier=self._listener.identifier, uuid=self._record.uuid, ids=batch.ids, errors=errors
+            identifier=self._listener.identifier, uuid=self._record.uuid, ids=list(batch.ids), errors=len(results.errors)
         ).change(self._job.first, self._job.last)
         async with stores.databackend.transaction() as tx:
             if self._output.datatype is not None:
                 replaced = batch.ids if batch.replaced else None
                 await stores.databackend.put_outputs(self._output, results, as_of=batch.as_of, replaced=replaced, tx=tx)
+            if not batch.writing:
+                batch.writing = True
+                self._ahead.writing()
             if stores.shared:
                 await stores.metadata.commit(advance, event, joining=tx)
         if not stores.shared:

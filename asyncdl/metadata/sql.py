@@ -23,6 +23,7 @@ from asyncdl.metadata.base import (
     JobFilter,
     JobRecord,
     MetadataStore,
+    Topic,
 )
 from asyncdl.metadata.sql_changes import ChangeCompiler, claimable
 from asyncdl.metadata.sql_tables import (

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
-from asyncdl.databackend.base import DataBackend, Key, Output, OutputTable, TableSchema, WriteRequest
+from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row, TableSchema, WriteRequest
 from asyncdl.errors import DatatypeError, UnknownColumnError
 from asyncdl.testing.databackend import RowTests
 
@@ -18,6 +18,14 @@ CHAINED = OutputTable(
     "_outputs_upper", "upper", ("id",), {"id": "int64", "words_position": "int64"}, "string", flatten=False
 )
 PAIR = OutputTable("_outputs_pair", "pair", ("a", "b"), {"a": "string", "b": "int64"}, "float64")
+
+
+class Output(NamedTuple):
+    """One row's result."""
+
+    key: Row
+    value: Any
+    error: str | None = None
 
 
 class DataBackendTests(RowTests):
@@ -34,7 +42,12 @@ class DataBackendTests(RowTests):
         """Write outputs in a transaction of their own, into a table that is made when missing."""
         async with backend.transaction() as tx:
             await backend.create_outputs(table, tx)
-            await backend.put_outputs(table, results, as_of=as_of, replaced=replaced, tx=tx)
+            columns = Outputs(
+                list(zip(*(each.key for each in results), strict=True)),
+                [each.value for each in results],
+                {at: each.error for at, each in enumerate(results) if each.error is not None},
+            )
+            await backend.put_outputs(table, columns, as_of=as_of, replaced=replaced, tx=tx)
 
     async def stored(self, backend: DataBackend, table: OutputTable) -> list[tuple[Any, ...]]:
         """Return the outputs as queries see them, sorted."""
