@@ -31,6 +31,7 @@ from asyncdl.databackend.sql_queries import Compiled, QueryCompiler, Recent
 from asyncdl.databackend.sql_sqlite import SQLiteDialect
 from asyncdl.databackend.sql_values import Values, heavy
 from asyncdl.databackend.sql_writes import SQLWriter
+from asyncdl.databackend.warmup import compile_something
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.sql import SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import (
@@ -97,6 +98,8 @@ class SQLDataBackend(DataBackend):
         if self._executor is None:
             await self.database.open()
             self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="asyncdl-sql")
+            # 0.3 s of imports and first compilation, here where they are expected, and not in the first query's way
+            await self._call(lambda: compile_something(self._dialect.compile))
 
     async def aclose(self) -> None:
         """Close what `open` opened."""
