@@ -57,13 +57,23 @@ class Stores:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows between reading and writing, by column: the select's key, then the model's input."""
+    """Rows between reading and writing.
+
+    Parameters
+    ----------
+    columns
+        The select's key, then the model's input, by column.
+    ids
+        The root rows that others are told of.
+    replaced
+        Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
+    """
 
     as_of: int
     columns: Sequence[Sequence[Any]]
     size: int
     ids: Sequence[Key]
-    replaced: bool
+    replaced: Sequence[Key] | None
     begun: float
     future: ComputeFuture | None = None
     writing: bool = False
@@ -176,7 +186,9 @@ class ListenerWork:
                 after = rows[-1][: self._width]
                 columns = list(zip(*rows, strict=True))
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
-                yield Batch(as_of, columns, len(rows), self._ids(columns), not missing and self._width == self._roots, begun)
+                ids = self._ids(columns)
+                whole = not missing and self._width == self._roots
+                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
             if len(rows) < limit:
                 return
 
@@ -194,7 +206,7 @@ class ListenerWork:
             if stale:
                 rows = await self._stores.databackend.fetch(self._select, self._outputs, self._listener.columns, stale)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
-            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, True, begun)
+            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
 
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:
@@ -337,8 +349,9 @@ class ListenerWork:
         ).change(self._job.first, self._job.last)
         async with stores.databackend.transaction() as tx:
             if self._output.datatype is not None:
-                replaced = batch.ids if batch.replaced else None
-                await stores.databackend.put_outputs(self._output, results, as_of=batch.as_of, replaced=replaced, tx=tx)
+                await stores.databackend.put_outputs(
+                    self._output, results, as_of=batch.as_of, replaced=batch.replaced, tx=tx
+                )
             if not batch.writing:
                 batch.writing = True
                 self._ahead.writing()
