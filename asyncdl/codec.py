@@ -22,6 +22,7 @@ from asyncdl.errors import DatatypeError
 
 _INT64 = 2**63
 _MICROSECOND = timedelta(microseconds=1)
+_SUBCLASSED: tuple[Any, ...] = (bool, int, float, str, bytes, datetime, date, list, tuple)
 _LONG, _LONGEST = 16, 100_000_000
 _PLAIN = ({int}, {str})
 
@@ -108,9 +109,9 @@ def _encode_other(value: Any, path: str) -> Any:
         return _tag("objectid", str(value))
     if isinstance(value, Mapping):
         return _encode_mapping(dict(value), path)
-    for base in (bool, int, float, str, bytes, datetime, date, list, tuple):
+    for base in _SUBCLASSED:
         if isinstance(value, base):
-            plain: Any = base(value) if base not in {datetime, date} else value
+            plain = value if base in {datetime, date} else base(value)
             return _ENCODERS[base](plain, path) if base in _ENCODERS else plain
     where = f" (at {path})" if path else ""
     raise DatatypeError(f"a {kind_of(value)} cannot be stored as JSON{where}: {_shown(value)}")
@@ -161,7 +162,12 @@ def _encode_list(value: list[Any], path: str) -> Any:
     if kinds in _PLAIN and (int not in kinds or -_INT64 <= min(value) <= max(value) < _INT64):
         # A list of ids, mostly: as it is, ten times faster; consecutive ones, as a table has them, in a few characters.
         first, count = value[0], len(value)
-        if count > _LONG and int in kinds and value[-1] == first + count - 1 and value == list(range(first, first + count)):
+        if (
+            count > _LONG
+            and int in kinds
+            and value[-1] == first + count - 1
+            and value == list(range(first, first + count))
+        ):
             return _tag("range", [first, first + count])
         return value
     return [_encode(each, f"{path}[{at}]") for at, each in enumerate(value)]

@@ -35,8 +35,8 @@ async def run(console: Console) -> None:
     """Run the demonstration, telling what happens as it happens."""
     with tempfile.TemporaryDirectory(prefix="asyncdl-demo-") as folder:
         begun = time.perf_counter()
-        uris = {"artifact_store": f"filesystem://{Path(folder) / 'artifacts'}", "progress": False}
-        async with connect(f"sqlite:///{Path(folder) / 'demo.db'}", **uris) as db:
+        data, artifacts = Path(folder) / "demo.db", Path(folder) / "artifacts"
+        async with connect(f"sqlite:///{data}", artifact_store=f"filesystem://{artifacts}", progress=False) as db:
             _announce(db, console)
             await _follow(db, console)
         console.print(f"\nClosed after {time.perf_counter() - begun:.1f} s; the folder {folder} is gone, too.")

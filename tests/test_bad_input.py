@@ -6,8 +6,6 @@ import json
 import sqlite3
 
 import pytest
-from tests import models
-from tests.conftest import rows_of
 
 import asyncdl
 from asyncdl import Application, Listener, Model, Table
@@ -27,6 +25,8 @@ from asyncdl.errors import (
     UnknownComponentTypeError,
     UnknownSchemeError,
 )
+from tests import models
+from tests.conftest import rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,9 @@ async def test_unreachable_paths(tmp_path):
 # components
 
 
-@pytest.mark.parametrize("identifier", ["", "a b", "a'b", 'a"b', "a.b", "a/b", "../a", "a" * 300, "🙂", "1a", "a\x00b", None, 3])
+@pytest.mark.parametrize(
+    "identifier", ["", "a b", "a'b", 'a"b', "a.b", "a/b", "../a", "a" * 300, "🙂", "1a", "a\x00b", None, 3]
+)
 def test_identifiers(identifier):
     with pytest.raises(InvalidIdentifierError, match="letters, digits"):
         Model(identifier, len)
@@ -99,17 +101,37 @@ async def test_names_of_tables(name, db):
         (lambda t: Listener("l", model=DOUBLE, key="y", select=t), UnknownColumnError, "column 'y'.*id, x, text"),
         (lambda t: Listener("l", model=DOUBLE, key="x", select=t.select("id", "y")), UnknownColumnError, "y"),
         (lambda t: Listener("l", model=DOUBLE, key="x", select=t.filter(t.z > 1)), UnknownColumnError, "z"),
-        (lambda t: Listener("l", model=DOUBLE, key=("x", "id"), select=t), InvalidComponentError, "does not fit its signature"),
-        (lambda t: Listener("l", model=DOUBLE, key={"y": "x"}, select=t), InvalidComponentError, "does not fit its signature"),
+        (
+            lambda t: Listener("l", model=DOUBLE, key=("x", "id"), select=t),
+            InvalidComponentError,
+            "does not fit its signature",
+        ),
+        (
+            lambda t: Listener("l", model=DOUBLE, key={"y": "x"}, select=t),
+            InvalidComponentError,
+            "does not fit its signature",
+        ),
         (lambda t: Listener("l", model=DOUBLE, key=(), select=t), InvalidComponentError, "key is"),
         (lambda t: Listener("l", model=DOUBLE, key=3, select=t), InvalidComponentError, "key is"),
         (lambda t: Listener("l", model=len, key="x", select=t), InvalidComponentError, "must be a Model"),
         (lambda t: Listener("l", model=DOUBLE, key="x", select="t"), InvalidComponentError, "must be a query"),
-        (lambda t: Listener("l", model=DOUBLE, key="x", select=t.select("x")), InvalidComponentError, "primary key of 't'"),
-        (lambda t: Listener("l", model=DOUBLE, key="n", select=t.group_by("x").aggregate(n=t.count())), InvalidComponentError, "primary key"),
+        (
+            lambda t: Listener("l", model=DOUBLE, key="x", select=t.select("x")),
+            InvalidComponentError,
+            "primary key of 't'",
+        ),
+        (
+            lambda t: Listener("l", model=DOUBLE, key="n", select=t.group_by("x").aggregate(n=t.count())),
+            InvalidComponentError,
+            "primary key",
+        ),
         (lambda t: Listener("x", model=DOUBLE, key="x", select=t), InvalidComponentError, "has a column of this name"),
         (lambda t: Listener("l", model=DOUBLE, key="l", select=t.outputs("l")), InvalidComponentError, "cycle"),
-        (lambda t: Listener("l", model=DOUBLE, key="k", select=t.outputs("k")), ComponentNotFoundError, "no listener 'k'"),
+        (
+            lambda t: Listener("l", model=DOUBLE, key="k", select=t.outputs("k")),
+            ComponentNotFoundError,
+            "no listener 'k'",
+        ),
         (lambda t: Model("m", 3), InvalidComponentError, "not callable"),
         (lambda t: Model("m", len, on="gpu"), InvalidComponentError, "'thread' or 'process'"),
         (lambda t: Model("m", len, max_concurrency=0), InvalidComponentError, "must be positive"),
@@ -153,13 +175,15 @@ async def test_a_component_of_an_unknown_type(db, tmp_path):
     document = json.loads((tmp_path / "e" / "component.json").read_text())
     document["components"][0]["type_id"] = "gizmo"
     (tmp_path / "e" / "component.json").write_text(json.dumps(document))
-    with pytest.raises(UnknownComponentTypeError, match="'gizmo'.*import the module"):
+    with pytest.raises(UnknownComponentTypeError, match=r"'gizmo'.*import the module"):
         await db.import_from(tmp_path / "e")
     with pytest.raises(ComponentNotFoundError, match="nor any other gizmo"):
         await db.load("gizmo", "double")
 
 
-@pytest.mark.parametrize("spoil", [lambda d: d.pop("asyncdl"), lambda d: d.update(asyncdl=99), lambda d: d.update(components=[])])
+@pytest.mark.parametrize(
+    "spoil", [lambda d: d.pop("asyncdl"), lambda d: d.update(asyncdl=99), lambda d: d.update(components=[])]
+)
 async def test_a_folder_that_holds_no_component(spoil, db, tmp_path):
     await db.add(DOUBLE)
     await db.export("model", "double", tmp_path / "e")

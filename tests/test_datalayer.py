@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
-from tests import models
-from tests.conftest import rows_of
 
 import asyncdl
 from asyncdl import (
@@ -37,6 +35,8 @@ from asyncdl.errors import (
     ModelError,
     UntrustedArtifactError,
 )
+from tests import models
+from tests.conftest import rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +48,14 @@ async def numbers(db, count=3):
 
 def doubled(db, **options):
     return Listener("doubled", model=Model("double", models.double), key="x", select=db["numbers"], **options)
+
+
+async def running(db):
+    """Wait until a job runs, and return it."""
+    seen = 0
+    while not (jobs := await db.jobs.list(state="running")):
+        seen = await db.metadata.wait_for_commits(seen)
+    return jobs[0]
 
 
 # the data's way
@@ -69,7 +77,9 @@ async def test_what_is_there_comes_and_goes_is_followed(db):
 
 async def test_an_update_out_of_the_select_takes_the_output_away_and_back_in_brings_it(db):
     t = await numbers(db)
-    await db.add(Listener("large", model=Model("double", models.double), key="x", select=t.filter(t.x >= 10)), wait=True)
+    await db.add(
+        Listener("large", model=Model("double", models.double), key="x", select=t.filter(t.x >= 10)), wait=True
+    )
     assert await rows_of(db, t.outputs("large").select("id")) == [(1,), (2,)]
     await (await db.execute(t.update({"x": 3}, where=t.id == 1))).wait()
     assert await rows_of(db, t.outputs("large").select("id")) == [(2,)]
@@ -226,7 +236,10 @@ async def test_versions_and_no_op(db):
     assert await db.show("model", "double") == [0, 1]
     assert (await db.show("model", "double", -1))["fields"]["object"] == "tests.models:squares"
     assert (await db.load("model", "double", 0)).object is models.double
-    assert await db.show() == [{"type_id": "listener", "identifier": "doubled"}, {"type_id": "model", "identifier": "double"}]
+    assert await db.show() == [
+        {"type_id": "listener", "identifier": "doubled"},
+        {"type_id": "model", "identifier": "double"},
+    ]
     assert await db.show("model") == ["double"]
 
 
@@ -293,7 +306,9 @@ async def test_two_datalayers_with_one_artifact_folder_do_not_meet(tmp_path):
 async def test_export_and_import(db, tmp_path):
     t = await numbers(db)
     offset = 5
-    chain = Application("app", [doubled(db), Listener("moved", model=Model("m", lambda x: x + offset), key="x", select=t)])
+    chain = Application(
+        "app", [doubled(db), Listener("moved", model=Model("m", lambda x: x + offset), key="x", select=t)]
+    )
     await db.add(chain, wait=True)
     await db.export("application", "app", tmp_path / "exported")
     assert (tmp_path / "exported" / "component.json").exists()
@@ -326,7 +341,9 @@ async def test_pickles_can_be_forbidden(tmp_path):
 
 async def test_own_datatypes_survive_a_restart(tmp_path):
     uris = {"databackend": f"sqlite:///{tmp_path / 'a.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
-    backwards = Datatype("backwards", encoder=lambda text: text[::-1].encode(), decoder=lambda data: data.decode()[::-1])
+    backwards = Datatype(
+        "backwards", encoder=lambda text: text[::-1].encode(), decoder=lambda data: data.decode()[::-1]
+    )
     async with asyncdl.connect(**uris) as db:
         await db.add(Table("t", {"id": "int64", "text": backwards}))
         await db.execute(db["t"].insert({"id": 1, "text": "straight"}))
@@ -454,9 +471,9 @@ async def test_use_after_close_and_before_open(db, tmp_path):
     for use in (
         lambda: other.execute(other["t"]),
         lambda: other.add(Model("m", models.double)),
-        lambda: other.show(),
+        other.show,
         lambda: other.predict("m", 1),
-        lambda: other.wait_idle(),
+        other.wait_idle,
         lambda: other.remove("model", "m"),
         written.wait,
     ):
@@ -471,15 +488,9 @@ async def test_waiting_ends_when_the_datalayer_closes(tmp_path):
     uris = {"databackend": f"sqlite:///{tmp_path / 'a.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
     db = await asyncdl.connect(**uris)
     t = await numbers(db)
-    never = asyncio.Event()
-
-    async def hangs(x):
-        await never.wait()
-
     added = await db.add(Listener("hangs", model=Model("hangs", _Hangs()), key="x", select=t))
     waiting = asyncio.create_task(added.wait())
-    while not await db.jobs.list(state="running"):
-        await asyncio.sleep(0.01)
+    await running(db)
     await db.aclose()
     with pytest.raises(ClosedError):
         await waiting
@@ -497,11 +508,10 @@ class _Hangs:
 async def test_a_job_can_be_cancelled_while_it_runs(db):
     t = await numbers(db)
     await db.add(Listener("hangs", model=Model("hangs", _Hangs()), key="x", select=t))
-    while not (running := await db.jobs.list(state="running")):
-        await asyncio.sleep(0.01)
-    await db.jobs.cancel(running[0].id)
+    job = await running(db)
+    await db.jobs.cancel(job.id)
     await db.wait_idle()
-    assert (await db.jobs.get(running[0].id)).state == "cancelled"
+    assert (await db.jobs.get(job.id)).state == "cancelled"
     assert await rows_of(db, t.missing_outputs("hangs").ids()) == [(0,), (1,), (2,)]
 
 

@@ -1,0 +1,1 @@
+"""The artifact store: bytes under the name of their hash."""

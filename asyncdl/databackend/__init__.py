@@ -1,0 +1,1 @@
+"""The databackend: the user's rows, and the model outputs beside them."""

@@ -32,13 +32,11 @@ class BatchSize:
         self.size = max(_FIRST, self._floor)
 
     def took(self, rows: int, seconds: float) -> None:
-        """Learn from a batch's duration."""
-        if rows < self.size:
-            return
-        if seconds < _TARGET / 2:
-            self.size = min(self.size * 2, self._ceiling)
-        elif seconds > _TARGET * 2:
+        """Learn from a batch's duration: by being fast, one that was not full says nothing."""
+        if seconds > _TARGET * 2:
             self.size = max(self.size // 2, min(self._floor, self._ceiling))
+        elif seconds < _TARGET / 2 and rows >= self.size:
+            self.size = min(self.size * 2, self._ceiling)
 
     def weighed(self, column: Sequence[Any]) -> None:
         """Learn from the values of a batch: a sample of them tells how many fit into the memory that one may take."""

@@ -286,7 +286,9 @@ class ListenerWork:
         errors: dict[int, str] = {}
         if RowError in set(map(type, outputs)):
             errors = {
-                at: msgspec.json.encode(value).decode() for at, value in enumerate(outputs) if isinstance(value, RowError)
+                at: msgspec.json.encode(value).decode()
+                for at, value in enumerate(outputs)
+                if isinstance(value, RowError)
             }
         if self._listener.flatten:
             for at, value in enumerate(outputs):
@@ -345,7 +347,10 @@ class ListenerWork:
         stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else batch.size)
         advance = AdvanceJob(self._job.id, self._owner, done, self._total, "computing")
         event = OutputsWritten(
-            identifier=self._listener.identifier, uuid=self._record.uuid, ids=list(batch.ids), errors=len(results.errors)
+            identifier=self._listener.identifier,
+            uuid=self._record.uuid,
+            ids=list(batch.ids),
+            errors=len(results.errors),
         ).change(self._job.first, self._job.last)
         async with stores.databackend.transaction() as tx:
             if self._output.datatype is not None:

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 - the tests' names say what they test
 """The conformance suite of databackends: rows, queries and writes; `DataBackendTests` adds a listener's work.
 
 Derive a class named ``Test...`` from `DataBackendTests`, implement its hooks, and pytest runs the suite against your

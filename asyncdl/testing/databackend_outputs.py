@@ -1,4 +1,3 @@
-# ruff: noqa: D102 - the tests' names say what they test
 """The conformance suite of databackends: a listener's work."""
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Derive a class named ``Test...`` from `MetadataStoreTests`, implement its two ho
 store. It needs the pytest plugin of anyio, on asyncio.
 """
 
-# ruff: noqa: D102 - a test's name says what it tests
-
 from __future__ import annotations
 
 import asyncio
