@@ -12,7 +12,9 @@ hop per statement (``benchmarks/commit.py``).
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import chain
@@ -43,7 +45,6 @@ _BUSY_TIMEOUT = 30.0
 _ROWS_IN_A_STEP = (256, 64, 16, 4, 1)
 _UNIQUE = {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
 _PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",  # with WAL: safe against a killed process; a power cut may lose the last commits
     f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT * 1000)}",
     "PRAGMA foreign_keys=ON",
@@ -243,8 +244,31 @@ class SQLiteDatabase(SQLDatabase):
         self._engine = engine
         self._stack.push_async_callback(self._dispose)
         self._writer = await _driver(await self._connect(self._stack))
+        await self._use_wal(self._writer)
         self._watcher = await _driver(await self._connect(self._stack))
         self._fetching = {await _driver(await self._connect(self._stack)): 0 for _ in range(_FETCHERS)}
+
+    async def _use_wal(self, driver: aiosqlite.Connection) -> None:
+        """Put the file into WAL mode, where it stays.
+
+        Of two who open a new file at once each would hold the lock that the other waits for: so none waits with a lock.
+        """
+
+        def switch(raw: sqlite3.Connection) -> None:
+            raw.execute("PRAGMA busy_timeout=0")
+            try:
+                raw.execute("PRAGMA journal_mode=WAL").fetchall()
+            finally:
+                raw.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT * 1000:.0f}")
+
+        deadline = time.monotonic() + _BUSY_TIMEOUT
+        while True:
+            try:
+                return await self._call(driver, switch)
+            except StoreTimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - such that the two do not meet again
 
     async def _connect(self, stack: AsyncExitStack) -> AsyncConnection:
         """Take a connection from the pool, until the stack is closed."""

@@ -444,12 +444,13 @@ class MetadataStoreTests(ABC):
 
         async def read(on: MetadataStore) -> list[EventRecord]:
             found: list[EventRecord] = []
-            seen = 0
-            while len(found) < 600:
-                seen = await on.wait_for_commits(seen)
-                found += await on.events(found[-1].seq if found else 0, limit=50)
-                if writing.done() and not await on.events(found[-1].seq if found else 0):
-                    break  # whoever was stepped over does not come any more
+            seen, last = 0, False
+            while not last:
+                last = writing.done()  # whoever is stepped over does not come any more
+                while page := await on.events(found[-1].seq if found else 0, limit=50):
+                    found += page
+                if not last and len(found) < 600:
+                    seen = await on.wait_for_commits(seen)
             return found
 
         writing = asyncio.gather(*map(write, range(20)))
