@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
-from tests import models
 
 import asyncdl
 from asyncdl import Listener, Model, OutputsWritten
+from tests import models
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,12 @@ def running(*command: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run an example in an empty folder; it must end well when it is interrupted."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASYNCDL_DATABACKEND": f"sqlite:///{folder / 'app.db'}"}
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process
