@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from asyncdl.events.types import RowsDeleted as RowsDeleted
     from asyncdl.events.types import RowsInserted as RowsInserted
     from asyncdl.events.types import RowsUpdated as RowsUpdated
+    from asyncdl.events.types import UnknownEvent as UnknownEvent
     from asyncdl.jobs.handle import Added as Added
     from asyncdl.jobs.handle import Handle as Handle
     from asyncdl.jobs.handle import Progress as Progress
@@ -74,6 +75,7 @@ _HOMES = {
         "RowsDeleted",
         "RowsInserted",
         "RowsUpdated",
+        "UnknownEvent",
     ],
     "asyncdl.jobs.handle": ["Added", "Handle", "Progress", "Written"],
     "asyncdl.query": ["Cursor", "Query", "fn"],

@@ -103,12 +103,13 @@ class Datalayer:
             {
                 "scheduler": scheduler.run,
                 "runner": self._runner.run,
-                "handlers": self._bus.run,
+                "handlers": self._run_handlers,
                 "completion": self._completion.run,
                 "recovery": self._recover,
             }
         )
         self._stack = AsyncExitStack()
+        self._handled_since: int | None = None
         self._state = "new"
 
     # opening and closing
@@ -121,6 +122,7 @@ class Datalayer:
             await self.compute.open(InstalledModelLoader(self._registry))
             stack.push_async_callback(self.compute.aclose)
             await self._load_datatypes()
+            self._handled_since = await self.events.last()
             await self._reconcile_at_start()
             self._supervisor.start()
             stack.push_async_callback(self._stop)
@@ -132,6 +134,10 @@ class Datalayer:
         """Take over what is to be closed after this datalayer."""
         self._stack, own = stack.pop_all(), self._stack
         self._stack.push_async_exit(own)
+
+    async def _run_handlers(self) -> None:
+        since, self._handled_since = self._handled_since, None
+        await self._bus.run(since)
 
     async def _stop(self) -> None:
         self.events.close()
@@ -216,7 +222,7 @@ class Datalayer:
             return Written(**_range(events), follow=self._follow, ids=ids)
         if not isinstance(query, Query):
             raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
-        outputs = await self._registry.outputs(query.listeners())
+        outputs = await self._registry.outputs_of(query)
         schema = await self.databackend.check(query, outputs)
         return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
 

@@ -37,6 +37,7 @@ from asyncdl.metadata.base import (
     PutComponent,
     SetJobState,
 )
+from asyncdl.query import Query
 
 _ATTEMPTS = 20
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
@@ -57,7 +58,7 @@ class _Draft:
     records: dict[Identity, ComponentRecord] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     tables: dict[str, TableSchema] = field(default_factory=dict)
-    outputs: dict[str, OutputTable] = field(default_factory=dict)
+    listeners: dict[str, ListenerState] = field(default_factory=dict)
 
 
 class Installer:
@@ -188,11 +189,12 @@ class Installer:
     async def _draft_listener(self, component: Listener, uuid: str, draft: _Draft) -> ListenerState:
         """Check a listener against the data; return what is known of it."""
         select = component.select
-        installed = await self._registry.outputs(select.listeners() - draft.outputs.keys())
+        assert isinstance(select, Query)  # noqa: S101 - the listener's own check
+        outputs = await self._registry.outputs_of(select, draft.listeners)
         root = select.root()
-        unmade = draft.tables if draft.tables or draft.outputs else None
+        unmade = draft.tables if draft.tables or draft.listeners else None
         try:
-            schema = await self._databackend.check(select, {**installed, **draft.outputs}, unmade)
+            schema = await self._databackend.check(select, outputs, unmade)
         except TableNotFoundError as error:
             raise TableNotFoundError(
                 f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
@@ -211,12 +213,13 @@ class Installer:
             datatype=datatype.column if isinstance(datatype, Datatype) else datatype and normalize(datatype),
             flatten=component.flatten,
         )
-        draft.outputs[component.identifier] = output
-        return ListenerState(output, root, select.tables(), select.listeners(), component.active)
+        state = ListenerState(output, root, select.tables(), select.listeners(), component.active)
+        draft.listeners[component.identifier] = state
+        return state
 
     async def _commit(self, draft: _Draft, release: Sequence[Change]) -> list[EventRecord]:
         changes = [*draft.changes, *release]
-        made = [each for each in draft.outputs.values() if each.datatype is not None]
+        made = [each.output for each in draft.listeners.values() if each.output.datatype is not None]
         async with self._databackend.transaction() as tx:
             for schema in draft.tables.values():
                 await self._databackend.create_table(schema, tx)

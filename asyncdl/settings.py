@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from asyncdl.errors import ConfigurationError
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^@\s]*)@")
+_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")  # to the last "@": too much is hidden sooner than too little
 _SECRET_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret|access_token|api_key)=)[^&\s]*")
 
 

@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Key, WriteRequest, Written
+from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import Change, DeleteIntent, EventRecord
+from asyncdl.query import Query
 
 _IDS_IN_AN_EVENT = 5000
 _WRITING = "writing rows"
@@ -36,7 +37,10 @@ class Writer:
 
     async def write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
         """Write; return the ids of the rows concerned, and the events."""
-        outputs = await self._stores.registry.outputs(request.where.listeners() if request.where is not None else ())
+        outputs: dict[str, OutputTable] = {}
+        for query in (request.where, *request.changes.values()):
+            if isinstance(query, Query):
+                outputs |= await self._stores.registry.outputs_of(query)
         if self._stores.shared:
             async with self._stores.databackend.transaction() as tx:
                 written = await self._stores.databackend.write(request, outputs, tx)

@@ -43,7 +43,7 @@ class Model(Component):
     timeout
         Seconds for one call of a coroutine function, or for one batch of a plain one.
     retries
-        Further attempts after a failure, of one row where rows are called one by one.
+        Further attempts on a row that failed, with growing pauses; a batch that fails is taken row by row.
     """
 
     type_id: ClassVar[str] = "model"

@@ -19,8 +19,9 @@ from asyncdl.components.model import Model, signature_of
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import ComponentNotFoundError, InvalidComponentError
+from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, QueryError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
+from asyncdl.query import Query, output_roots
 
 Identity = tuple[str, str]
 """A component's type and identifier."""
@@ -210,6 +211,34 @@ class Registry:
             if record.status != "retired"
         ]
 
+    async def outputs_of(
+        self, query: Query, known: Mapping[str, ListenerState] | None = None
+    ) -> dict[str, OutputTable]:
+        """Return the output tables that a query reads.
+
+        Parameters
+        ----------
+        known
+            Listeners that are still to be installed.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is no such listener.
+        QueryError
+            A listener's rows are those of another table than the query's, whose keys mean something else.
+        """
+        found: dict[str, OutputTable] = {}
+        for identifier, root in sorted(output_roots(query), key=str):
+            state = (known or {}).get(identifier) or await self._readable(identifier)
+            if root is not None and state.root != root:
+                raise QueryError(
+                    f"the listener {identifier!r} follows the rows of {state.root!r}, so its outputs cannot be joined to those "
+                    f"of {root!r}; start from db[{state.root!r}]"
+                )
+            found[identifier] = state.output
+        return found
+
     async def outputs(self, identifiers: Iterable[str]) -> dict[str, OutputTable]:
         """Return where listeners' outputs are to be read: those of the newest version that is complete, if one is.
 
@@ -218,14 +247,14 @@ class Registry:
         ComponentNotFoundError
             There is no such listener.
         """
-        found: dict[str, OutputTable] = {}
-        for identifier in identifiers:
-            records = await self.metadata.components(type_id="listener", identifier=identifier)
-            if not records:
-                raise ComponentNotFoundError(await self._not_found("listener", identifier))
-            ready = [record for record in records if record.status == "ready"]
-            found[identifier] = ListenerState.loads((ready or records)[-1].state).output
-        return found
+        return {identifier: (await self._readable(identifier)).output for identifier in identifiers}
+
+    async def _readable(self, identifier: str) -> ListenerState:
+        records = await self.metadata.components(type_id="listener", identifier=identifier)
+        if not records:
+            raise ComponentNotFoundError(await self._not_found("listener", identifier))
+        ready = [record for record in records if record.status == "ready"]
+        return ListenerState.loads((ready or records)[-1].state)
 
     # models
 

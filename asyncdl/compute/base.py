@@ -51,7 +51,8 @@ class ModelCall:
     timeout
         Seconds for one call on the loop, or for one batch elsewhere; None: no limit.
     retries, backoff
-        Further attempts of one row (on the loop) after a failure, and seconds before the first of them, doubled for each.
+        Further attempts of one row after a failure, and seconds before the first of them, doubled for each. A batch that
+        fails is taken row by row.
     """
 
     uuid: str

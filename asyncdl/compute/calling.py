@@ -5,6 +5,7 @@ Pure: knows no loop, thread or process, so that a child process and a Dask worke
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
@@ -69,12 +70,29 @@ def run(function: Function, call: ModelCall, inputs: Sequence[Any], stop: Stop) 
     each = per_input(function, call)
     if not inputs:
         return []
+    patient = _retrying(each, call, stop) if call.retries else each
     if not call.batch:
-        return _rows(each, inputs, stop)
+        return _rows(patient, inputs, stop)
     outputs = _batch(each, inputs)
     if not isinstance(outputs, RowError):
         return outputs
-    return [outputs] if len(inputs) == 1 else _one_by_one(each, inputs, stop)
+    return [outputs] if len(inputs) == 1 and not call.retries else _one_by_one(patient, inputs, stop)
+
+
+def _retrying(function: Function, call: ModelCall, stop: Stop) -> Function:
+    """Return a function that is tried again on the same input, after a pause that doubles."""
+
+    def attempt(row: Any) -> Any:
+        for number in range(call.retries):
+            try:
+                return function(row)
+            except Exception:  # whatever the model raises may go away; what it raises last is the row's error
+                if stop.requested:
+                    raise
+            time.sleep(call.backoff * 2**number)
+        return function(row)
+
+    return attempt
 
 
 def _rows(function: Function, inputs: Sequence[Any], stop: Stop) -> list[Any]:

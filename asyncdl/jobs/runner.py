@@ -59,8 +59,9 @@ class Runner:
             while True:
                 self._room.clear()
                 try:
-                    claimed = await self._claim(group)
-                    due = None if claimed else await self._stores.metadata.next_due(time.time())
+                    now = time.time()  # one for both: what becomes due between two looks would be seen by neither
+                    claimed = await self._claim(group, now)
+                    due = None if claimed else await self._stores.metadata.next_due(now)
                 except StoreError:
                     logger.exception("cannot claim jobs; trying again")
                     await asyncio.sleep(self._options.backoff)
@@ -80,11 +81,11 @@ class Runner:
             commit.cancel()
             room.cancel()
 
-    async def _claim(self, group: asyncio.TaskGroup) -> int:
+    async def _claim(self, group: asyncio.TaskGroup, now: float) -> int:
         free = self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
-        claimed, now = 0, time.time()
+        claimed = 0
         for job in await self._stores.metadata.claimable(now, limit=free + len(self._running)):
             if job.id in self._running or claimed == free:
                 continue

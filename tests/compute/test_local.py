@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -188,3 +189,33 @@ async def test_two_backends_share_nothing(models: Models) -> None:
 def test_counts_must_be_positive(counts: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="positive"):
         LocalComputeBackend(**counts)
+
+
+async def test_retries_of_a_plain_function_concern_the_row_that_failed(
+    backend: LocalComputeBackend, models: Models
+) -> None:
+    calls: Counter[int] = Counter()
+
+    def model(x: int) -> int:
+        calls[x] += 1
+        if x == 2 or (x == 1 and calls[x] < 3):
+            raise ValueError(f"not {x}")
+        return x
+
+    outputs = await backend.submit(models.task(model, [0, 1, 2, 3], retries=2, backoff=0.001))
+    assert outputs[:2] + outputs[3:] == [0, 1, 3]
+    assert outputs[2].message == "not 2"
+    assert calls == {0: 1, 1: 3, 2: 3, 3: 1}
+
+
+async def test_retries_of_a_batch_function_are_row_by_row(backend: LocalComputeBackend, models: Models) -> None:
+    calls: Counter[tuple[int, ...]] = Counter()
+
+    def model(rows: list[int]) -> list[int]:
+        calls[tuple(rows)] += 1
+        if len(rows) > 1 or (rows == [1] and calls[1,] < 2):
+            raise ValueError("not yet")
+        return rows
+
+    assert await backend.submit(models.task(model, [0, 1], batch=True, retries=1, backoff=0.001)) == [0, 1]
+    assert calls == {(0, 1): 1, (0,): 1, (1,): 2}

@@ -243,7 +243,7 @@ async def test_what_happens_right_after_registering_is_not_missed(log: EventLog)
 
 async def test_what_happened_long_before_registering_is_not_delivered(log: EventLog) -> None:
     bus, recorder = EventBus(log), Recorder()
-    task = asyncio.create_task(bus.run())
+    task = asyncio.create_task(bus.run(since=0))
     for n in range(50):  # the bus reads past them, for nobody
         await log.publish(inserted(n))
     bus.on(RowsInserted)(recorder.handle)
