@@ -7,7 +7,7 @@ import sys
 
 from asyncdl.jobs.handle import Handle
 
-_AFTER = 0.5
+AFTER = 0.5
 """Seconds before a bar appears: what is done sooner needs none."""
 
 
@@ -20,7 +20,7 @@ def wanted(setting: bool | None) -> bool:
 
 async def show(handle: Handle) -> None:
     """Show a handle's progress on standard error until it ends or this is cancelled."""
-    await asyncio.sleep(_AFTER)
+    await asyncio.sleep(AFTER)
     from rich.console import Console  # noqa: PLC0415 - 60 ms, and only where there is something to show
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

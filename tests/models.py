@@ -44,6 +44,11 @@ def squares(xs: list[int]) -> list[int]:
     return [x * x for x in xs]
 
 
+async def unhurried(x: int) -> int:
+    await asyncio.sleep(0.02)
+    return x
+
+
 async def slowly(x: int) -> int:
     await asyncio.sleep(0)
     return x + 100

@@ -87,7 +87,7 @@ class SQLDataBackend(DataBackend):
         self._dialect = _DIALECTS[scheme]()
         self._values = Values(self._dialect, datatypes)
         self._catalog = SQLCatalog(database, self._dialect)
-        self._compiler = QueryCompiler(self._catalog, self._dialect, self.url, self._call)
+        self._compiler = QueryCompiler(database, self._catalog, self._dialect, self._call)
         self._writer = SQLWriter(self._catalog, self._values, self._compiler, self._call, self._run)
         self._executor: ThreadPoolExecutor | None = None
         self._pages: Recent[tuple[Compiled, _Page]] = Recent()

@@ -9,10 +9,13 @@ from typing import Any
 
 from asyncdl.databackend.base import TableSchema
 from asyncdl.datatypes import Parsed
-from asyncdl.drivers.sql import Row, SQLTransaction
+from asyncdl.drivers.sql import Row, SQLDatabase, SQLTransaction
 
 Fetch = Callable[[str, Sequence[Any]], Awaitable[list[Row]]]
 """Runs one reading statement: outside transactions, or in one of them."""
+
+Call = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs what would hold up the event loop on a thread."""
 
 ToStorage = Callable[[Any], Any]
 """Returns what the driver is given for a value that has passed its datatype's check and is not None."""
@@ -89,6 +92,9 @@ class SQLDialect(ABC):
     @abstractmethod
     def compile(self, expression: Any) -> str:
         """Return an ibis expression's SQL; takes milliseconds."""
+
+    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:  # noqa: B027 - most need nothing
+        """Make known to the database what functions a compiled query calls; most databases have them all."""
 
     @abstractmethod
     async def tables(self, fetch: Fetch) -> list[str]:

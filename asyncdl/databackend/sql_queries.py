@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from asyncdl.databackend.base import OutputTable, ReadQuery, TableSchema
 from asyncdl.databackend.sql_catalog import SQLCatalog
-from asyncdl.databackend.sql_dialect import SQLDialect
+from asyncdl.databackend.sql_dialect import Call, SQLDialect
 from asyncdl.databackend.sql_expressions import (
     QueryCatalog,
     ResultColumn,
@@ -17,7 +17,7 @@ from asyncdl.databackend.sql_expressions import (
     result_columns,
     without_order,
 )
-from asyncdl.drivers.sql import SQLTransaction
+from asyncdl.drivers.sql import SQLDatabase, SQLTransaction
 from asyncdl.errors import QueryError
 
 V = TypeVar("V")
@@ -81,14 +81,15 @@ class QueryCompiler:
 
     def __init__(
         self,
+        database: SQLDatabase,
         catalog: SQLCatalog,
         dialect: SQLDialect,
-        url: str,
-        call: Callable[[Callable[[], Any]], Awaitable[Any]],
+        call: Call,
     ) -> None:
+        self._database = database
         self._catalog = catalog
         self._dialect = dialect
-        self._url = url
+        self._url = database.url
         self._call = call
         self._recent: Recent[_Entry] = Recent()
 
@@ -123,6 +124,7 @@ class QueryCompiler:
             return found.compiled
         catalog = await self._catalog.snapshot(query.tables(), outputs, tx)
         compiled: Compiled = await self._call(lambda: self._compile(query, catalog, use, keyed))
+        await self._dialect.provide(self._database, compiled.sql, self._call)
         if tx is None or not self._catalog.changed_in(tx):
             self._recent.put(key, _Entry(query, generation, compiled))
         return compiled

@@ -24,11 +24,12 @@ from uuid import UUID
 
 from asyncdl import codec
 from asyncdl.databackend.base import TableSchema
-from asyncdl.databackend.sql_dialect import Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
+from asyncdl.databackend.sql_dialect import Call, Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
 from asyncdl.datatypes import Parsed
 from asyncdl.datatypes.checks import refuse, zone_of
 from asyncdl.datatypes.names import OWN
-from asyncdl.drivers.sql import SQLTransaction
+from asyncdl.drivers.sql import SQLDatabase, SQLTransaction
+from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import DatatypeError, StoreError
 
 _NONE = type(None)
@@ -108,6 +109,11 @@ class SQLiteDialect(SQLDialect):
         return to_sql(expression)
 
     # tables
+
+    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:
+        """Register ibis' own functions (regular expressions, statistics, ...) where a query calls one."""
+        if "_IBIS_" in sql.upper() and isinstance(database, SQLiteDatabase):
+            await database.prepare(await call(_ibis_functions))
 
     async def tables(self, fetch: Fetch) -> list[str]:
         """Return the names of all tables and views but SQLite's own."""
@@ -286,3 +292,10 @@ _FROM_STORAGE: dict[str, Callable[[Any], Any]] = {
     "uuid": _read_uuid,
     "json": codec.loads,
 }
+
+
+def _ibis_functions() -> Callable[[sqlite3.Connection], None]:
+    from ibis.backends.sqlite.udf import register_all  # noqa: PLC0415 - 0.4 s, and rarely needed
+
+    register: Callable[[sqlite3.Connection], None] = register_all
+    return register

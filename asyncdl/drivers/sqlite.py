@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import (
@@ -200,6 +201,8 @@ class SQLiteDatabase(SQLDatabase):
         self._watcher: aiosqlite.Connection | None = None
         self._fetching: dict[aiosqlite.Connection, int] = {}
         self._reading: set[aiosqlite.Connection] = set()
+        self._applied: WeakKeyDictionary[aiosqlite.Connection, int] = WeakKeyDictionary()
+        self._prepared: list[Callable[[sqlite3.Connection], None]] = []
         self._ending: set[asyncio.Task[None]] = set()
 
     @property
@@ -316,6 +319,16 @@ class SQLiteDatabase(SQLDatabase):
         assert self._writer is not None  # noqa: S101 - open() sets both
         return await self._call(self._writer, function)
 
+    async def prepare(self, register: Callable[[sqlite3.Connection], None]) -> None:
+        """Have every connection prepared, those to come too: with functions that queries call, say."""
+        if register in self._prepared:
+            return
+        self._prepared.append(register)
+        assert self._writer is not None  # noqa: S101 - open() sets both
+        assert self._watcher is not None  # noqa: S101
+        for driver in (self._writer, self._watcher, *self._fetching):
+            await self._call(driver, register)
+
     async def _call(self, driver: aiosqlite.Connection, function: Callable[[sqlite3.Connection], T]) -> T:
         # aiosqlite has no public way to run several statements in one hop; `_execute` has been stable since 0.11.
         if not driver._running:
@@ -397,6 +410,9 @@ class SQLiteDatabase(SQLDatabase):
             driver = await _driver(connection)
             self._reading.add(driver)
             try:
+                for register in self._prepared[self._applied.get(driver, 0) :]:
+                    await self._call(driver, register)
+                self._applied[driver] = len(self._prepared)
                 yield driver
             finally:
                 self._reading.discard(driver)

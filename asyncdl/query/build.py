@@ -16,6 +16,7 @@ from asyncdl.errors import AsyncDLError, QueryError, UnknownColumnError
 from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.mentions import unknown_columns
 from asyncdl.query.nodes import Node, make, value_of, walk
+from asyncdl.query.ordering import ordered_below
 from asyncdl.query.outputs import Joiner
 from asyncdl.query.shown import brief
 from asyncdl.query.vocabulary import BINARY, DENIED, UNARY
@@ -207,7 +208,13 @@ class Builder:
             raise QueryError(
                 f"{brief(node)}: {kind} has no method {name}(){_suggestion(name, known_names - set(DENIED))}"
             )
-        return self._apply(getattr(receiver, name), node, inputs[1:])
+        try:
+            return self._apply(getattr(receiver, name), node, inputs[1:])
+        except self._ibis.common.exceptions.IntegrityError:
+            ordered = ordered_below(receiver, inputs[1:]) if name == "order_by" and not node.keywords else None
+            if ordered is None:
+                raise
+            return ordered
 
     def _build_fn(self, node: Node, inputs: list[Any], known: _Values) -> Any:
         module, name = (self._ibis.selectors, node.name[2:]) if node.name.startswith("s.") else (self._ibis, node.name)

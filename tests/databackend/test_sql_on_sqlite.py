@@ -242,3 +242,24 @@ async def test_equal_queries_are_compiled_once(backend: SQLDataBackend) -> None:
         fresh = table("t")
         await read(backend, fresh.filter(fresh.n > 0))
     assert len(backend._compiler._recent._values) == 1
+
+
+async def test_functions_that_ibis_brings_along(tmp_path: Path) -> None:
+    database = SQLiteDatabase(tmp_path / "app.db")
+    backend = SQLDataBackend(database, Datatypes(allow_pickle=False))
+    await backend.open()
+    try:
+        t = table("t")
+        async with backend.transaction() as tx:
+            rows = [{"id": n, "text": "ab" * n, "x": float(n)} for n in range(5)]
+            await backend.write(t.insert(rows).request(), {}, tx)
+        matching = t.filter(t.text.re_search("^(ab){2,3}$")).select("id", backwards=t.text.reverse())
+        pages = [page async for _, page in backend.read(matching, {})]
+        assert pages == [[(2, "baba"), (3, "bababa")]]
+        deviation = [page async for _, page in backend.read(t.aggregate(s=t.x.var()), {})]
+        assert deviation == [[(2.5,)]]
+        async with backend.transaction() as tx:
+            changed = t.update({"x": 9.0}, where=t.text.re_search("^(ab){3}$"))
+            assert (await backend.write(changed.request(), {}, tx)).ids == [3]
+    finally:
+        await backend.aclose()
