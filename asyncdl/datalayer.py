@@ -16,7 +16,7 @@ import msgspec
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
-from asyncdl.components.model import Model
+from asyncdl.components.model import Model, Signature
 from asyncdl.components.portable import read_component, write_component
 from asyncdl.components.registry import InstalledModelLoader, Registry
 from asyncdl.compute.base import ComputeBackend, ModelTask, RowError
@@ -400,15 +400,9 @@ class Datalayer:
             The model failed; the message holds its traceback.
         """
         self._opened()
-        key: Any = kwargs if kwargs and not args else "x" if len(args) == 1 else tuple("x" * len(args))
         found = await self._model(model)
-        task_input = kwargs if kwargs and not args else args[0] if len(args) == 1 else args
-        if kwargs and args:
-            raise ModelError("predict takes one model's input by position or by keyword, not both")
-        [output] = await self._compute(found, key, [task_input])
-        if isinstance(output, RowError):
-            raise ModelError(f"{found} failed on this input: {output.type}: {output.message}\n{output.traceback}")
-        return output
+        [output] = await self._compute(found, *_one_input(args, kwargs))
+        return _output(found, output)
 
     async def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
@@ -425,7 +419,7 @@ class Datalayer:
         window: list[asyncio.Future[list[Any]]] = []
         try:
             async for batch in _batches(inputs, size):
-                window.append(asyncio.ensure_future(self._compute(found, "x", batch)))
+                window.append(asyncio.ensure_future(self._compute(found, "single", batch)))
                 if len(window) > self.compute.parallelism:
                     for output in await window.pop(0):
                         yield _output(found, output)
@@ -444,9 +438,9 @@ class Datalayer:
         assert isinstance(found, Model)  # noqa: S101 - records of this type become models
         return found
 
-    async def _compute(self, model: Model, key: Any, batch: list[Any]) -> list[Any]:
+    async def _compute(self, model: Model, signature: Signature, batch: list[Any]) -> list[Any]:
         [record] = await self.metadata.components(uuids=[str(model.uuid)])
-        task = ModelTask(f"asyncdl-predict-{uuid4().hex}", self._registry.call(model, record, key), batch)
+        task = ModelTask(f"asyncdl-predict-{uuid4().hex}", self._registry.call(model, record, signature), batch)
         future = self.compute.submit(task)
         try:
             return await future
@@ -515,6 +509,14 @@ def _check_component(component: Any) -> None:
 
 def _range(events: list[EventRecord]) -> dict[str, int]:
     return {"first": events[0].seq, "last": events[-1].seq} if events else {"first": 0, "last": 0}
+
+
+def _one_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Signature, list[Any]]:
+    if args and kwargs:
+        raise ModelError("predict takes a model's input by position or by keyword, not both")
+    if kwargs:
+        return "kwargs", [kwargs]
+    return ("single", [args[0]]) if len(args) == 1 else ("args", [args])
 
 
 def _output(model: Model, output: Any) -> Any:

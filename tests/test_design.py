@@ -103,10 +103,13 @@ async def test_components(db):
 
 async def test_events_and_jobs(db):
     announced = []
+    both = asyncio.Event()
 
     @db.on(ComponentAdded)
     async def announce(event):
         announced.append(event.identifier)
+        if len(announced) == 2:
+            both.set()
 
     received = []
     async with db.events.subscribe(JobFailed, RowsInserted, name="billing") as events:
@@ -124,6 +127,5 @@ async def test_events_and_jobs(db):
         await db.jobs.retry("nothing")
     with pytest.raises(asyncdl.errors.JobError):
         await db.jobs.cancel((await db.jobs.list())[0].id)
-    while len(announced) < 2:
-        await asyncio.sleep(0.01)
+    await both.wait()
     assert announced == ["len", "length"]

@@ -106,6 +106,11 @@ def test_every_setting_is_on_its_page_with_its_default(name):
         assert f"`{shown}`" in row[1]
 
 
+@pytest.mark.parametrize("name", [name for name in vars(asyncdl.Datalayer) if name[0] != "_" and name != "closes"])
+def test_every_method_of_the_datalayer_is_on_its_page(name):
+    assert re.search(rf"^\| .*db\.{name}\(", (ROOT / "docs" / "datalayer.md").read_text(), re.MULTILINE) or name == "on"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):

@@ -15,7 +15,7 @@ from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
-from asyncdl.components.model import Model, signature_of
+from asyncdl.components.model import Model, Signature
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
@@ -258,8 +258,8 @@ class Registry:
 
     # models
 
-    def call(self, model: Model, record: ComponentRecord, key: Any = "") -> ModelCall:
-        """Return how a worker calls an installed model for inputs of this key."""
+    def call(self, model: Model, record: ComponentRecord, signature: Signature) -> ModelCall:
+        """Return how a worker calls an installed model for inputs that are passed so."""
         source = msgspec.json.decode(record.data)["fields"]["object"]
         return ModelCall(
             uuid=record.uuid,
@@ -267,7 +267,7 @@ class Registry:
             reference=source["v"] if source["$"] == "reference" else None,
             method=model.called,
             batch=model.batched,
-            signature=signature_of(key),
+            signature=signature,
             kwargs=dict(model.kwargs),
             placement=model.placement,
             max_concurrency=model.max_concurrency,

@@ -20,6 +20,7 @@ import msgspec
 
 from asyncdl import codec
 from asyncdl.components.listener import Listener
+from asyncdl.components.model import signature_of
 from asyncdl.components.registry import ListenerState, Registry, with_datatype
 from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelTask, RowError
 from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row
@@ -139,7 +140,7 @@ class ListenerWork:
         self._listener = component
         self._state = ListenerState.loads(self._record.state)
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
-        self._call: ModelCall = registry.call(component.model, model, component.key)
+        self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)
