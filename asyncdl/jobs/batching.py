@@ -36,7 +36,7 @@ class BatchSize:
         if seconds > _TARGET * 2:
             self.size = max(self.size // 2, min(self._floor, self._ceiling))
         elif seconds < _TARGET / 2 and rows >= self.size:
-            self.size = min(self.size * 2, self._ceiling)
+            self.size = min(self.size * (4 if seconds < _TARGET / 8 else 2), self._ceiling)
 
     def weighed(self, column: Sequence[Any]) -> None:
         """Learn from the values of a batch: a sample of them tells how many fit into the memory that one may take."""

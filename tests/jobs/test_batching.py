@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize
+from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead
 
 FAST, RIGHT, SLOW = 0.001, 0.1, 10.0
 
@@ -19,7 +22,8 @@ def after(size: BatchSize, seconds: float, batches: int) -> int:
 def test_fast_batches_grow_to_the_largest_and_slow_ones_shrink_to_the_smallest() -> None:
     size = BatchSize()
     first = size.size
-    assert after(size, FAST, 1) == 2 * first
+    assert after(size, FAST, 1) == 4 * first  # far from a tenth of a second
+    assert after(size, 0.04, 1) == 8 * first
     assert after(size, FAST, 20) == LARGEST
     assert after(size, SLOW, 1) == LARGEST // 2
     assert after(size, SLOW, 20) == SMALLEST
@@ -59,3 +63,34 @@ def test_it_stays_within_its_bounds(at_least: int, batches: list[tuple[int, floa
     for rows, seconds in batches:
         size.took(rows, seconds)
         assert max(SMALLEST, min(at_least, LARGEST)) <= size.size <= LARGEST
+
+
+def test_few_rows_are_taken_where_each_is_heavy() -> None:
+    size = BatchSize()
+    size.weighed([bytes(1024 * 1024)] * 100)
+    assert size.size == 31  # of a megabyte each, in 32 MB
+    assert after(size, FAST, 5) == 31
+    size.weighed(["light"] * 100)
+    assert after(size, FAST, 20) == LARGEST
+    size.weighed([])
+    assert size.size == LARGEST
+
+
+@pytest.mark.anyio
+async def test_one_reads_ahead_of_a_slow_model_and_not_of_a_quick_one() -> None:
+    ahead = ReadAhead(3, at_once=False)
+    await ahead.may_read()
+    ahead.computed(FAST)
+    waiting = asyncio.create_task(ahead.may_read())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ahead.writing()
+    await waiting
+    for _ in range(5):
+        ahead.computed(SLOW)
+    await ahead.may_read()
+    await ahead.may_read()
+    waiting = asyncio.create_task(ahead.may_read())
+    await asyncio.sleep(0)
+    assert not waiting.done()  # three are under way, however slow the model
+    waiting.cancel()
