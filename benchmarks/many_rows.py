@@ -58,7 +58,10 @@ def computing() -> Iterator[None]:
 
 def measure(write: Write, batches: int) -> float:
     """Return the microseconds that a row takes."""
-    with tempfile.TemporaryDirectory() as folder, closing(sqlite3.connect(Path(folder) / "rows.db", isolation_level=None)) as db:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(sqlite3.connect(Path(folder) / "rows.db", isolation_level=None)) as db,
+    ):
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("CREATE TABLE outputs (id INTEGER PRIMARY KEY, value, stamp INTEGER, error TEXT)")

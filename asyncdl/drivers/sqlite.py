@@ -5,7 +5,7 @@ transaction in the order of asking (SQLite's own busy handler polls, and starves
 (WAL: readers and the writer do not block each other). A transaction begins with ``BEGIN IMMEDIATE``, so that what it
 reads cannot change before it writes.
 
-What a transaction runs together goes to the connection's thread in one hop: 0.09 ms a commit instead of 0.7 ms for a
+What a transaction runs together goes to the connection's thread in one hop: 0.07 ms a commit instead of 0.9 ms for a
 hop per statement (``benchmarks/commit.py``).
 """
 
@@ -88,8 +88,8 @@ def _run_rows(connection: sqlite3.Connection, cursor: sqlite3.Cursor, statement:
     """Run an insert of many rows, some hundred in one step; return how many it affected.
 
     ``executemany`` gives up the GIL for each row and has to get it back, which, while another thread computes in Python,
-    costs a switch interval a row: 630 microseconds in place of 0.9 (``benchmarks/many_rows.py``). By itself it is four
-    times slower.
+    costs a switch interval a row: 850 microseconds in place of 2.4 (``benchmarks/many_rows.py``). Alone it takes twice as
+    long.
     """
     rows, affected, at = statement.params, 0, 0
     room = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
