@@ -9,24 +9,22 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
-from uuid import uuid4
 
 import msgspec
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
-from asyncdl.components.model import Model, Signature
+from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
 from asyncdl.components.registry import InstalledModelLoader, Registry
-from asyncdl.compute.base import ComputeBackend, ModelTask, RowError
+from asyncdl.compute.base import ComputeBackend, RowError
 from asyncdl.databackend.base import DataBackend, Key
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import (
     ClosedError,
     ConfigurationError,
     InvalidComponentError,
-    ModelError,
     QueryError,
 )
 from asyncdl.events.bus import EventBus, Handler
@@ -41,6 +39,7 @@ from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import EventRecord, MetadataStore
+from asyncdl.prediction import Predictor
 from asyncdl.query import Cursor, Query, Write, table
 from asyncdl.supervisor import Supervisor
 from asyncdl.writer import Writer
@@ -92,6 +91,7 @@ class Datalayer:
         self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
         self._installer = Installer(stores, self._leases)
         self._writer = Writer(stores, self._intents)
+        self._predictor = Predictor(stores)
         self._runner = Runner(stores, runner or RunnerOptions())
         self._completion = Completion(metadata)
         self._follow = Follow(metadata, self._completion, show)
@@ -400,11 +400,9 @@ class Datalayer:
             The model failed; the message holds its traceback.
         """
         self._opened()
-        found = await self._model(model)
-        [output] = await self._compute(found, *_one_input(args, kwargs))
-        return _output(found, output)
+        return await self._predictor.predict(model, args, kwargs)
 
-    async def predict_many(
+    def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
     ) -> AsyncIterator[Any]:
         """Yield an installed model's outputs, in order, while its inputs come; at most a few batches are in memory.
@@ -415,38 +413,7 @@ class Datalayer:
             The model failed on an input.
         """
         self._opened()
-        found = await self._model(model)
-        window: list[asyncio.Future[list[Any]]] = []
-        try:
-            async for batch in _batches(inputs, size):
-                window.append(asyncio.ensure_future(self._compute(found, "single", batch)))
-                if len(window) > self.compute.parallelism:
-                    for output in await window.pop(0):
-                        yield _output(found, output)
-            while window:
-                for output in await window.pop(0):
-                    yield _output(found, output)
-        finally:
-            for future in window:
-                future.cancel()
-
-    async def _model(self, model: str | Model) -> Model:
-        if isinstance(model, Model) and model.uuid is not None:
-            return model
-        identifier = model.identifier if isinstance(model, Model) else model
-        found = await self._registry.load(await self._registry.find("model", identifier))
-        assert isinstance(found, Model)  # noqa: S101 - records of this type become models
-        return found
-
-    async def _compute(self, model: Model, signature: Signature, batch: list[Any]) -> list[Any]:
-        [record] = await self.metadata.components(uuids=[str(model.uuid)])
-        task = ModelTask(f"asyncdl-predict-{uuid4().hex}", self._registry.call(model, record, signature), batch)
-        future = self.compute.submit(task)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
+        return self._predictor.predict_many(model, inputs, size)
 
     # what happens
 
@@ -509,35 +476,3 @@ def _check_component(component: Any) -> None:
 
 def _range(events: list[EventRecord]) -> dict[str, int]:
     return {"first": events[0].seq, "last": events[-1].seq} if events else {"first": 0, "last": 0}
-
-
-def _one_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Signature, list[Any]]:
-    if args and kwargs:
-        raise ModelError("predict takes a model's input by position or by keyword, not both")
-    if kwargs:
-        return "kwargs", [kwargs]
-    return ("single", [args[0]]) if len(args) == 1 else ("args", [args])
-
-
-def _output(model: Model, output: Any) -> Any:
-    if isinstance(output, RowError):
-        raise ModelError(f"{model} failed on an input: {output.type}: {output.message}\n{output.traceback}")
-    return output
-
-
-async def _batches(inputs: Iterable[Any] | AsyncIterable[Any], size: int) -> AsyncIterator[list[Any]]:
-    batch: list[Any] = []
-    if isinstance(inputs, AsyncIterable):
-        async for each in inputs:
-            batch.append(each)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    else:
-        for each in inputs:
-            batch.append(each)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    if batch:
-        yield batch

@@ -41,4 +41,4 @@ async def types() -> None:
         assert_type(error, ComponentNotFoundError)
         kin: LookupError = error
         base: AsyncDLError = error
-        assert kin is base
+        raise base from kin

@@ -22,8 +22,8 @@ from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import signature_of
 from asyncdl.components.registry import ListenerState, Registry, with_datatype
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelTask, RowError
-from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row
+from asyncdl.compute.base import ComputeBackend, ModelCall, ModelTask, RowError
+from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
@@ -36,9 +36,8 @@ from asyncdl.errors import (
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
+from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.metadata.base import AdvanceJob, ComponentRecord, JobRecord, MetadataStore, SetComponentState
-
-_FETCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +53,6 @@ class Stores:
     def shared(self) -> bool:
         """Whether rows and records are committed together."""
         return self.metadata.joins(self.databackend)
-
-
-@dataclass(slots=True)
-class Batch:
-    """Rows between reading and writing.
-
-    Parameters
-    ----------
-    columns
-        The select's key, then the model's input, by column.
-    ids
-        The root rows that others are told of.
-    replaced
-        Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
-    """
-
-    as_of: int
-    columns: Sequence[Sequence[Any]]
-    size: int
-    ids: Sequence[Key]
-    replaced: Sequence[Key] | None
-    begun: float
-    future: ComputeFuture | None = None
-    writing: bool = False
 
 
 class ListenerWork:
@@ -117,17 +92,36 @@ class ListenerWork:
         if self._job.kind == BACKFILL:
             if self._arguments.get("sweep"):
                 await self._sweep(None)
-            self._total = await self._stores.databackend.count_missing(
-                self._select, self._outputs, self._table_or_none()
-            )
-            await self._advance("computing")
-            await self._process(self._missing())
+            await self._backfill()
         elif self._job.kind == RECOMPUTE:
-            await self._process(self._everything())
+            await self._process(self._reader.scan(missing=False))
             await self._sweep(None)
         elif self._job.kind == REFRESH:
             self._total = len(self._arguments["ids"])
-            await self._process(self._of_ids([_key(each) for each in self._arguments["ids"]]))
+            await self._process(
+                self._reader.refresh([_key(each) for each in self._arguments["ids"]], self._arguments["since"])
+            )
+
+    async def _backfill(self) -> None:
+        """Compute what is missing, and meanwhile count it: on a large table that takes a while, and is one query."""
+        counting = asyncio.create_task(
+            self._reader.count_missing(),
+            name=f"asyncdl: counting for job {self._job.id}",
+        )
+        counting.add_done_callback(self._counted)
+        try:
+            await self._process(self._reader.scan(missing=True))
+        except BaseException:
+            counting.cancel()
+            raise
+        finally:
+            await asyncio.wait({counting})
+        counting.result()
+        await self._advance("computing")
+
+    def _counted(self, counting: asyncio.Task[int]) -> None:
+        if not counting.cancelled() and counting.exception() is None:
+            self._total = max(counting.result(), self._done)
 
     async def _load(self) -> None:
         registry = self._stores.registry
@@ -144,77 +138,24 @@ class ListenerWork:
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)
-        self._roots = len(self._output.root)
         on_loop = self._call.placement == "loop"
         self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
         most = max(2, 2 * self._call.max_concurrency // LARGEST) if on_loop else 1 + self._stores.compute.parallelism
         self._ahead = ReadAhead(most, at_once=on_loop)
+        stores = self._stores
+        self._reader = Reader(
+            stores.metadata,
+            stores.databackend,
+            component,
+            self._outputs,
+            lambda: self._state.output,
+            self._size,
+            self._ahead,
+        )
 
     @property
     def _output(self) -> OutputTable:
         return self._state.output
-
-    def _table_or_none(self) -> OutputTable | None:
-        return self._output if self._output.datatype is not None else None
-
-    # reading
-
-    async def _missing(self) -> AsyncIterator[Batch]:
-        """Yield the rows that have no output, in the order of their keys."""
-        async for batch in self._scan(missing=True):
-            yield batch
-
-    async def _everything(self) -> AsyncIterator[Batch]:
-        """Yield all rows."""
-        async for batch in self._scan(missing=False):
-            yield batch
-
-    async def _scan(self, *, missing: bool) -> AsyncIterator[Batch]:
-        after: Row | None = None
-        while True:
-            await self._ahead.may_read()
-            begun, limit = time.perf_counter(), self._size.size
-            as_of = await self._stores.metadata.last_event()
-            rows = await self._stores.databackend.scan(
-                self._select,
-                self._outputs,
-                self._listener.columns,
-                after=after,
-                limit=limit,
-                missing=self._table_or_none() if missing else None,
-            )
-            if rows:
-                after = rows[-1][: self._width]
-                columns = list(zip(*rows, strict=True))
-                # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
-                ids = self._ids(columns)
-                whole = not missing and self._width == self._roots
-                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
-            if len(rows) < limit:
-                return
-
-    async def _of_ids(self, ids: list[Key]) -> AsyncIterator[Batch]:
-        """Yield the rows that come from these root rows; those whose outputs are newer than the event are passed over."""
-        for at in range(0, len(ids), _FETCH):
-            await self._ahead.may_read()
-            chunk, begun = ids[at : at + _FETCH], time.perf_counter()
-            as_of = await self._stores.metadata.last_event()
-            stale = chunk
-            if self._table_or_none() is not None:
-                current = await self._stores.databackend.current(self._output, chunk, self._arguments["since"])
-                stale = [each for each in chunk if each not in current]
-            rows: Sequence[Row] = []
-            if stale:
-                rows = await self._stores.databackend.fetch(self._select, self._outputs, self._listener.columns, stale)
-            # All of the chunk is told downstream, also what was up to date: its event may not have been.
-            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
-
-    def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
-        if self._roots > 1:
-            return list(dict.fromkeys(zip(*columns[: self._roots], strict=True)))
-        if self._width > 1:
-            return list(dict.fromkeys(columns[0]))
-        return list(columns[0])
 
     # computing
 

@@ -1,0 +1,137 @@
+"""Reading a listener's rows, in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from asyncdl.components.listener import Listener
+from asyncdl.compute.base import ComputeFuture
+from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row
+from asyncdl.jobs.batching import BatchSize, ReadAhead
+from asyncdl.metadata.base import MetadataStore
+
+_FETCH = 1000
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows between reading and writing.
+
+    Parameters
+    ----------
+    as_of
+        The position in the event log before they were read.
+    columns
+        The select's key, then the model's input, by column.
+    size
+        How many rows there are.
+    ids
+        The root rows that others are told of.
+    replaced
+        Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
+    begun
+        When reading began, by `time.perf_counter`.
+    """
+
+    as_of: int
+    columns: Sequence[Sequence[Any]]
+    size: int
+    ids: Sequence[Key]
+    replaced: Sequence[Key] | None
+    begun: float
+    future: ComputeFuture | None = None
+    writing: bool = False
+
+
+class Reader:
+    """Reads the rows that a listener selects.
+
+    Parameters
+    ----------
+    outputs
+        The output tables that its select goes through.
+    output
+        Its own; not yet made while its datatype is None.
+    """
+
+    def __init__(
+        self,
+        metadata: MetadataStore,
+        databackend: DataBackend,
+        listener: Listener,
+        outputs: Mapping[str, OutputTable],
+        output: Callable[[], OutputTable],
+        size: BatchSize,
+        ahead: ReadAhead,
+    ) -> None:
+        self._metadata = metadata
+        self._databackend = databackend
+        self._listener = listener
+        self._outputs = outputs
+        self._output = output
+        self._size = size
+        self._ahead = ahead
+        self._width = len(output().key)
+        self._roots = len(output().root)
+
+    def written(self) -> OutputTable | None:
+        """Return the table of the listener's outputs, None before there are any."""
+        output = self._output()
+        return output if output.datatype is not None else None
+
+    async def count_missing(self) -> int:
+        """Return how many rows have no output."""
+        return await self._databackend.count_missing(self._listener.select, self._outputs, self.written())
+
+    async def scan(self, *, missing: bool) -> AsyncIterator[Batch]:
+        """Yield the rows in the order of their keys: all of them, or those that have no output."""
+        after: Row | None = None
+        while True:
+            await self._ahead.may_read()
+            begun, limit = time.perf_counter(), self._size.size
+            as_of = await self._metadata.last_event()
+            rows = await self._databackend.scan(
+                self._listener.select,
+                self._outputs,
+                self._listener.columns,
+                after=after,
+                limit=limit,
+                missing=self.written() if missing else None,
+            )
+            if rows:
+                after = rows[-1][: self._width]
+                columns = list(zip(*rows, strict=True))
+                ids = self._ids(columns)
+                # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
+                whole = not missing and self._width == self._roots
+                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
+            if len(rows) < limit:
+                return
+
+    async def refresh(self, ids: list[Key], since: int) -> AsyncIterator[Batch]:
+        """Yield the rows that come from these root rows, but for those whose outputs are of ``since`` or later."""
+        for at in range(0, len(ids), _FETCH):
+            await self._ahead.may_read()
+            chunk, begun = ids[at : at + _FETCH], time.perf_counter()
+            as_of = await self._metadata.last_event()
+            stale, output = chunk, self.written()
+            if output is not None:
+                current = await self._databackend.current(output, chunk, since)
+                stale = [each for each in chunk if each not in current]
+            rows: Sequence[Row] = []
+            if stale:
+                rows = await self._databackend.fetch(
+                    self._listener.select, self._outputs, self._listener.columns, stale
+                )
+            # All of the chunk is told downstream, also what was up to date: its event may not have been.
+            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
+
+    def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
+        if self._roots > 1:
+            return list(dict.fromkeys(zip(*columns[: self._roots], strict=True)))
+        if self._width > 1:
+            return list(dict.fromkeys(columns[0]))
+        return list(columns[0])
