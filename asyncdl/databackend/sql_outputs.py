@@ -51,6 +51,8 @@ class OutputWriter:
                 f"the outputs of {table.identifier!r} cannot be keyed by a column {sorted(clash)[0]!r}: rename it"
             )
         self._put = self._put_sql()
+        types = tuple(self._dialect.value_type(parse(each)) for each in self._columns.values())
+        self._types = types if all(types) else ()
 
     # the table
 
@@ -88,7 +90,7 @@ class OutputWriter:
                 errors = map(results.errors.get, range(len(results)))  # type: ignore[assignment]
             stored = self._encode_values(values, results.key)
             rows = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
-            statements.append(Statement(self._put, rows, many=True, row=self._dialect.row(len(self._columns))))
+            statements.append(self._put_rows(rows))
         return statements
 
     def _put_sql(self) -> str:
@@ -127,8 +129,11 @@ class OutputWriter:
         values = self._encode_values(elements, lambda at: results.key(owners[at]))
         errors = map(results.errors.get, owners)
         rows = list(zip(*keys, positions, values, repeat(as_of), errors, strict=False))
-        put = Statement(self._put, rows, many=True, row=self._dialect.row(len(self._columns)))
-        return [*self._delete(self._key, source, as_of), put]
+        return [*self._delete(self._key, source, as_of), self._put_rows(rows)]
+
+    def _put_rows(self, rows: Sequence[Row]) -> Statement:
+        row = self._dialect.row(len(self._columns))
+        return Statement(self._put, rows, many=True, row=row, types=self._types)
 
     def _delete_replaced(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         if not replaced:
