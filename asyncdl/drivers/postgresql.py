@@ -379,6 +379,9 @@ def _read(url: str) -> tuple[str, str, tuple[Any, ...]]:
         user = unquote(parts.username or "")
     except ValueError as error:
         raise ConfigurationError(f"{redact(url)!r} is no URL: {error}") from None
+    ports = [host.rpartition(":")[2] for host in hosts.split(",") if ":" in host and not host.endswith("]")]
+    if not all(port.isdigit() for port in ports):
+        raise ConfigurationError(f"{redact(url)!r} is no URL: a port is a number")
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ConfigurationError(f"{redact(url)!r} is no URL of a PostgreSQL database: 'postgresql://host/database'")
     shown = f"postgresql://{f'{user}@' if user else ''}{hosts}{parts.path}"
