@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sql import SQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
@@ -46,7 +47,8 @@ def connect(
     Parameters
     ----------
     databackend
-        Where the rows are: a URI (``"sqlite://app.db"``), or a ready databackend. Default: ``.asyncdl/asyncdl.db``.
+        Where the rows are: a URI (``"sqlite://app.db"``, ``"postgresql://localhost/app"``), or a ready databackend.
+        Default: ``.asyncdl/asyncdl.db``.
     metadata_store
         Where components, events and jobs are. Default: in the databackend's own database.
     artifact_store
@@ -157,20 +159,20 @@ class _Plan:
         self._settings = settings
         self._databackend: DataBackend | None = ready["databackend"]
         self._metadata: MetadataStore | None = ready["metadata_store"]
-        self._data_path = None if self._databackend is not None else _sqlite_path(settings.databackend, "databackend")
-        self._own_metadata = self._metadata is None and settings.metadata_store is not None
-        self._metadata_path = (
-            _sqlite_path(str(settings.metadata_store), "metadata store") if self._own_metadata else None
-        )
+        self._data = None if self._databackend is not None else _database(settings.databackend, "databackend")
+        self._own_metadata: _MakeDatabase | None = None
+        if self._metadata is None and settings.metadata_store is not None:
+            self._own_metadata = _database(settings.metadata_store, "metadata store")
         self.artifacts = _folder(settings.artifact_store or _ARTIFACTS)
         if ready["compute"] is None and settings.compute not in {"local", "local://"}:
             raise UnknownSchemeError(_unknown(settings.compute, "compute backend", "local"))
 
     def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
-        """Return databackend and metadata store, still to be opened; on one database where both are the same file."""
+        """Return databackend and metadata store, still to be opened; on one database object where both are one database."""
         databackend, metadata = self._databackend, self._metadata
         if databackend is None:
-            database: SQLDatabase = SQLiteDatabase(self._data_path or _temporary(stack))
+            assert self._data is not None  # noqa: S101 - one of the two is given
+            database = self._data(stack)
             if isinstance(metadata, SQLMetadataStore) and _same(metadata.database, database):
                 database = metadata.database
             databackend = SQLDataBackend(database, Datatypes(allow_pickle=self._settings.pickle))
@@ -180,13 +182,15 @@ class _Plan:
 
     def _metadata_database(self, databackend: DataBackend, stack: AsyncExitStack) -> SQLDatabase:
         shared = getattr(databackend, "database", None)
-        if not self._own_metadata:
+        if self._own_metadata is None:
             return shared if isinstance(shared, SQLDatabase) else SQLiteDatabase(".asyncdl/metadata.db")
-        database = SQLiteDatabase(self._metadata_path or _temporary(stack))
+        database = self._own_metadata(stack)
         return shared if isinstance(shared, SQLDatabase) and _same(shared, database) else database
 
 
 def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
+    if isinstance(one, PostgreSQLDatabase) and isinstance(other, PostgreSQLDatabase):
+        return one.place == other.place
     paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
     return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
 
@@ -212,14 +216,26 @@ def _unknown(uri: str, what: str, served: str) -> str:
     return f"no {what} serves {scheme!r} (from {redact(uri)!r}); there is {served}"
 
 
-def _sqlite_path(uri: str, what: str) -> Path | None:
+_MakeDatabase = Callable[[AsyncExitStack], SQLDatabase]
+
+
+def _database(uri: str, what: str) -> _MakeDatabase:
+    """Return what makes the database that a URI means; raises `ConfigurationError` for one that means none."""
+    scheme, rest = _split(uri, what)
+    if scheme == "sqlite":
+        path = _sqlite_path(uri, rest)
+        return lambda stack: SQLiteDatabase(path or _temporary(stack))
+    if scheme in {"postgresql", "postgres"}:
+        database = PostgreSQLDatabase(uri)
+        return lambda stack: database
+    raise UnknownSchemeError(_unknown(uri, what, "sqlite:// and postgresql://"))
+
+
+def _sqlite_path(uri: str, rest: str) -> Path | None:
     """Return the file that a URI means, None for a database in memory.
 
     ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
     """
-    scheme, rest = _split(uri, what)
-    if scheme != "sqlite":
-        raise UnknownSchemeError(_unknown(uri, what, "sqlite://"))
     if "?" in rest or "#" in rest:
         raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
     path = unquote(rest.removeprefix("/"))

@@ -18,7 +18,8 @@ from pydantic_settings import (
 
 from asyncdl.errors import ConfigurationError
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")  # to the last "@": too much is hidden sooner than too little
+# to the last "@" before the path: a password may hold one; if there is none, one that holds slashes
+_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(?:[^/\s]*|[^@\s]*)@")
 _SECRET_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret|access_token|api_key)=)[^&\s]*")
 
 
