@@ -19,7 +19,9 @@ from pydantic_settings import (
 from asyncdl.errors import ConfigurationError
 
 _PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):([^@\s]*)@")
-_SECRET_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret|access_token|api_key)=)[^&\s]*")
+_SECRET_OPTION = re.compile(
+    r"(?i)([?&;](?:[^=&\s]*(?:password|passwd|pwd|token|secret|api_key)|authMechanismProperties)=)[^&\s]*"
+)
 
 
 def redact(text: str) -> str:
