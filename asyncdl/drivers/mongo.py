@@ -265,10 +265,17 @@ class MongoDatabase:
         await self._call(lambda: found.insert_many(documents), to_the_end=True)
 
     async def update(
-        self, collection: str, where: Mapping[str, Any], change: Any, *, upsert: bool = False, many: bool = False
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        change: Any,
+        *,
+        upsert: bool = False,
+        many: bool = False,
+        local: bool = False,
     ) -> int:
-        """Update the document that matches (``many``: each), and return how many matched."""
-        found = self._collection(collection)
+        """Update the document that matches (``many``: each), and return how many matched; ``local`` as of `insert`."""
+        found = self._collection(collection, local=local)
         update = found.update_many if many else found.update_one
         result: Any = await self._call(lambda: update(where, change, upsert=upsert), to_the_end=True)
         return int(result.matched_count)
