@@ -20,7 +20,7 @@ from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
-from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo import MongoDatabase, database_name
 from asyncdl.drivers.sql import SQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
@@ -239,7 +239,10 @@ def _unknown(uri: str, what: str, served: str) -> str:
 
 def _mongodb_uri(uri: str | None) -> str | None:
     """Return a URI if it is MongoDB's, untouched: what it says is the driver's to read."""
-    return uri if uri is not None and uri.partition("://")[0].lower() in _MONGODB else None
+    if uri is None or uri.partition("://")[0].lower() not in _MONGODB:
+        return None
+    database_name(uri)  # raises, at once, what would else be told when it is opened
+    return uri
 
 
 def _sqlite_path(uri: str, what: str) -> Path | None:

@@ -105,10 +105,10 @@ class Mongod:
             self._process = None
 
 
-def served(*, replica_set: bool) -> Mongod:
+def served(*, replica_set: bool, auth: bool = False) -> Mongod:
     """Return a running server; where there is none to be had: in CI a failure, elsewhere one visible skip."""
     try:
-        server = Mongod(replica_set=replica_set)
+        server = Mongod(replica_set=replica_set, auth=auth)
         server.start()
     except Unavailable as error:
         if os.environ.get("CI", "").lower() in {"1", "true"}:

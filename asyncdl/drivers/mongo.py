@@ -23,7 +23,14 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from asyncdl.drivers.mongo_errors import labelled, translated
-from asyncdl.errors import ClosedError, MissingDependencyError, StoreError, StoreTimeoutError, StoreUnavailableError
+from asyncdl.errors import (
+    ClosedError,
+    ConfigurationError,
+    MissingDependencyError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from asyncdl.settings import redact
 
 T = TypeVar("T")
@@ -430,9 +437,20 @@ class MongoDatabase:
 
 
 def database_name(uri: str) -> str:
-    """Return the name of the database that a URI means."""
-    path = uri.partition("://")[2].partition("?")[0].partition("/")[2]
-    return unquote(path).partition(".")[0] or "asyncdl"
+    """Return the name of the database that a URI means.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no name of a database, or the URI names no server.
+    """
+    servers, _, path = uri.partition("://")[2].partition("?")[0].partition("/")
+    if not servers:
+        raise ConfigurationError(f"{redact(uri)!r} names no server; one looks like 'mongodb://localhost:27017/name'")
+    name = unquote(path).partition(".")[0] or "asyncdl"
+    if len(name.encode()) > 63 or set(name) & set('/\\ "$*<>:|?\x00'):
+        raise ConfigurationError(f"{name!r}, in {redact(uri)!r}, cannot be the name of a MongoDB database")
+    return name
 
 
 def _session(tx: MongoTransaction | None) -> dict[str, Any]:
@@ -456,9 +474,22 @@ def _request(write: Write) -> Any:
 
 
 def _client(uri: str, loop: asyncio.AbstractEventLoop) -> Any:
-    given = {each.partition("=")[0].lower() for each in re.split("[&;]", uri.partition("?")[2])}
-    options = {name: value for name, value in _OPTIONS.items() if name.lower() not in given}
-    return _motor().AsyncIOMotorClient(uri, io_loop=loop, **options)
+    motor, given = _motor(), uri.partition("?")[2]
+    _check_options(given)
+    names = {each.partition("=")[0].lower() for each in re.split("[&;]", given)}
+    options = {name: value for name, value in _OPTIONS.items() if name.lower() not in names}
+    return motor.AsyncIOMotorClient(uri, io_loop=loop, **options)
+
+
+def _check_options(given: str) -> None:
+    """Refuse options that the driver would only warn of, and leave out: ``tls=ture`` would be no TLS."""
+    from pymongo.uri_parser import split_options  # noqa: PLC0415 - the driver is imported when it is used
+
+    if given:
+        try:
+            split_options(given, validate=True, warn=False)
+        except (ValueError, TypeError, OSError) as error:  # OSError: a certificate that is not there
+            raise ConfigurationError(f"an option of a mongodb URI cannot be used: {redact(str(error))}") from None
 
 
 def _motor() -> ModuleType:

@@ -182,7 +182,6 @@ class MongoMetadataStore(MetadataStore):
 
     async def _poll(self) -> None:
         while True:
-            await self._commits.settle()  # another process may have died with its commit half applied
             self._notice(await self._commits.log())
             await asyncio.sleep(_POLL)
 

@@ -65,7 +65,7 @@ class ChangeSetCommits(Commits):
 
     def __init__(self, database: MongoDatabase) -> None:
         super().__init__(database)
-        self._log: Document | None = None  # as it was last seen: it is still so while no commit has come
+        self._durable: tuple[str, int] | None = None  # the last commits that are known to outlive a crash of the server
 
     async def open(self) -> None:
         """Apply what was left, and clear away what is old."""
@@ -89,6 +89,7 @@ class ChangeSetCommits(Commits):
             begun = time.monotonic()
             while (committed := await self._tried(attempt, begun)) is None:
                 pass
+            self._durable = (attempt.name, committed.log["commit"])
             with suppress(StoreUnavailableError, StoreTimeoutError):  # it is committed; whoever comes next applies it
                 await self.settle()
                 if committed.log["commit"] % _CLEARED_BEHIND == 0:
@@ -111,19 +112,31 @@ class ChangeSetCommits(Commits):
         """Apply what was committed and is not applied yet."""
         await self._settled()
 
+    async def log(self) -> Document:
+        """Return the log, applied and durable."""
+        return await self._settled()
+
     async def _settled(self) -> Document:
         """Return the log, with every commit applied that was there when this was called."""
         while True:
-            head = await self._database.find_one(COMMITS, {}, fields={"_id": 1}, sort=[("_id", -1)])
-            if head is not None and self._log is not None and head["_id"] == self._log["commit"]:
-                return self._log
-            begun, log = time.time(), await self.log()
-            if head is None or head["_id"] <= log["commit"]:
-                self._log = log
+            begun = time.time()
+            head, log = await asyncio.gather(
+                self._database.find_one(COMMITS, {}, fields={"by": 1}, sort=[("_id", -1)]), super().log()
+            )
+            if head is None:
+                return log
+            if head["_id"] <= log["commit"]:
+                await self._made_durable((head["by"], log["commit"]))
                 return log
             change_set = await self._database.find_one(COMMITS, {"_id": head["_id"]})
             if change_set is not None and not _too_late(begun):
                 await self._apply(change_set)
+
+    async def _made_durable(self, seen: tuple[str, int]) -> None:
+        """Wait for the journal before something new is shown: a number must not be seen, lost, and given again."""
+        if seen != self._durable:
+            await self._database.update(STORE, {"_id": LOG}, {"$max": {"commit": 0}})  # changes nothing, and waits
+            self._durable = seen
 
     async def _apply(self, change_set: Document) -> None:
         number, parts = change_set["_id"], change_set.get("parts", [])
@@ -176,13 +189,13 @@ class _Attempt:
         self._settled = settled
         self._plan = plan
         self._changes = changes
-        self._name = uuid4().hex
+        self.name = uuid4().hex
         self._tried: Committed | None = None  # what may have been accepted: the connection broke before the answer
 
     async def make(self) -> Committed | None:
         """Take the next number for the change set; return None when another took it."""
         if self._tried is not None:
-            mine = {"_id": self._tried.log["commit"], "by": self._name}
+            mine = {"_id": self._tried.log["commit"], "by": self.name}
             if await self._database.find_one(COMMITS, mine, fields={"_id": 1}) is not None:
                 return self._tried
             self._tried = None
@@ -205,7 +218,7 @@ class _Attempt:
         try:
             await self._database.update(
                 COMMITS,
-                {"_id": number, "by": self._name},
+                {"_id": number, "by": self.name},
                 {"$setOnInsert": what, "$currentDate": {"at": True}},  # the server's time, which all share
                 upsert=True,
             )
@@ -226,7 +239,7 @@ class _Attempt:
         if sum(sizes) > _INLINE:
             for at, size in enumerate(sizes):
                 if size > _SMALL:
-                    part = f"{self._name}.{number}.{at}"
+                    part = f"{self.name}.{number}.{at}"
                     what = {"$set": {"effect": listed[at]}, "$currentDate": {"at": True}}
                     await self._database.update(PARTS, {"_id": part}, what, upsert=True)
                     listed[at] = part
