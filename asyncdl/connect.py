@@ -20,7 +20,8 @@ from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
-from asyncdl.drivers.mongo import MongoDatabase, database_name
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.sql import SQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError

@@ -55,7 +55,9 @@ class Settings(BaseSettings):
         None, description="Where components, events and jobs are; by default the databackend's own database."
     )
     artifact_store: str | None = Field(
-        None, description="Where models and large values are; by default ``filesystem://.asyncdl/artifacts/``."
+        None,
+        description="Where models and large values are; by default GridFS where the metadata store is on MongoDB, "
+        "else ``filesystem://.asyncdl/artifacts/``.",
     )
     compute: str = Field("local", description="Where models run.")
     pickle: bool = Field(

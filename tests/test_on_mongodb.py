@@ -53,7 +53,8 @@ async def test_the_story_of_the_readme(url: str, tmp_path: Path) -> None:
         assert await rows_of(db, docs.outputs("length").select("id", "length")) == [(1, 2), (3, 9)]
         async with db.events.subscribe(OutputsWritten, name="billing", since=0) as events:
             assert isinstance(await anext(aiter(events)), OutputsWritten)
-        await db.remove("listener", "length", recursive=True)
+        await db.remove("listener", "length")
+        await db.remove("model", "len")
         assert [name async for name in db.artifact_store.list()] == []
         assert await db.show() == []
 

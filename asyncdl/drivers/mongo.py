@@ -1,4 +1,4 @@
-"""MongoDB, through motor: this module, and the one of its errors, are all that touches the driver.
+"""MongoDB, through motor: this module, and those of its client and its errors, are all that touches the driver.
 
 motor is supported until May 2027. Then PyMongo's own asynchronous client takes its place here: what the stores see are the
 methods of `MongoDatabase`, plain dicts, and asyncdl's errors.
@@ -10,7 +10,6 @@ write, and whatever is part of a transaction, is waited for (`finished`), so tha
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import re
 import time
@@ -18,15 +17,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal, TypeVar
-from urllib.parse import unquote
 
+from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
 from asyncdl.drivers.mongo_errors import labelled, translated
 from asyncdl.errors import (
     ClosedError,
-    ConfigurationError,
-    MissingDependencyError,
     StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -37,12 +33,10 @@ T = TypeVar("T")
 Document = dict[str, Any]
 Sort = Sequence[tuple[str, int]]
 
-_THREADS = 128
-"""motor's threads, unless the environment says otherwise: its own 5 per core starve as soon as a few calls wait."""
-_OPTIONS = {"serverSelectionTimeoutMS": 5000, "connectTimeoutMS": 5000, "socketTimeoutMS": 60_000, "appname": "asyncdl"}
-"""Options of the connection, unless the URI has its own: a server that is not there is told of within seconds."""
-_CONFLICTS = 60.0
+_CONFLICTS = 90.0
 """Seconds for which a transaction that met others is tried again."""
+_STALLED = 2.0
+"""Seconds after which a transaction with which nothing happens is its process's no more."""
 _OUTAGE = 15.0
 """Seconds for which a transaction is tried again while the server is away (a failover, a restart)."""
 _AWAIT = 1000
@@ -142,7 +136,7 @@ class MongoDatabase:
         loop = asyncio.get_running_loop()
         with translated(self.url):
             # In a thread: importing the driver takes 125 ms, and a mongodb+srv URI is looked up in the DNS.
-            self._client = await finished(asyncio.to_thread(_client, self._uri, loop))
+            self._client = await finished(asyncio.to_thread(new_client, self._uri, self.name, loop))
             try:
                 hello = await self._client.admin.command("hello")
                 await self._client[self.name].command("listCollections", nameOnly=True)  # may we?
@@ -344,14 +338,14 @@ class MongoDatabase:
     async def transact(self, body: Callable[[MongoTransaction], Awaitable[T]]) -> T:
         """Run a body in a transaction, and commit it; run it again when it met another one, or the server went away.
 
-        Its reads are of one moment.
+        Its reads are of one moment. A process that died in a transaction is not waited for: what it holds is freed.
 
         Raises
         ------
         StoreTimeoutError
-            It met others for a minute.
+            It met others for more than a minute.
         """
-        begun = time.monotonic()
+        begun = freed = time.monotonic()
         attempt = 0
         while True:
             attempt += 1
@@ -366,7 +360,28 @@ class MongoDatabase:
                         raise
                 elif waited > _CONFLICTS:
                     raise StoreTimeoutError(f"{self.url}: a transaction met others for {waited:.0f} s") from error
+            if time.monotonic() - freed > _STALLED / 2:
+                await self._free()
+                freed = time.monotonic()
             await asyncio.sleep(random.random() * min(0.05, 0.001 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
+
+    async def _free(self) -> None:
+        """End transactions on this database with which nothing happens: those of dead processes, for one.
+
+        The server would keep them for a minute, and what they wrote locked. A process that merely stood still starts its
+        own again.
+        """
+        idle = {
+            "type": "idleSession",
+            "transaction.timeInactiveMicros": {"$gt": int(_STALLED * 1e6)},
+            "clientMetadata.driver.name": {"$regex": re.escape(DRIVER + self.name) + "$"},
+        }
+        pipeline = [{"$currentOp": {"allUsers": False, "idleSessions": True}}, {"$match": idle}]
+        with suppress(StoreError):  # not everywhere is one allowed to: then it takes a minute
+            found = await self._call(lambda: self._client.admin.aggregate(pipeline).to_list(None), to_the_end=False)
+            sessions = [{"id": each["lsid"]["id"]} for each in found]
+            if sessions:
+                await self._call(lambda: self._client.admin.command("killSessions", sessions), to_the_end=False)
 
     async def _attempt(self, body: Callable[[MongoTransaction], Awaitable[T]], begun: float) -> T:
         from pymongo import ReadPreference, WriteConcern  # noqa: PLC0415 - the driver is imported when it is used
@@ -436,23 +451,6 @@ class MongoDatabase:
                 await finished(stream.close())
 
 
-def database_name(uri: str) -> str:
-    """Return the name of the database that a URI means.
-
-    Raises
-    ------
-    ConfigurationError
-        It is no name of a database, or the URI names no server.
-    """
-    servers, _, path = uri.partition("://")[2].partition("?")[0].partition("/")
-    if not servers:
-        raise ConfigurationError(f"{redact(uri)!r} names no server; one looks like 'mongodb://localhost:27017/name'")
-    name = unquote(path).partition(".")[0] or "asyncdl"
-    if len(name.encode()) > 63 or set(name) & set('/\\ "$*<>:|?\x00'):
-        raise ConfigurationError(f"{name!r}, in {redact(uri)!r}, cannot be the name of a MongoDB database")
-    return name
-
-
 def _session(tx: MongoTransaction | None) -> dict[str, Any]:
     return {} if tx is None else {"session": tx.session}
 
@@ -471,38 +469,3 @@ def _request(write: Write) -> Any:
             return pymongo.DeleteOne(write.where)
         case "delete_many":
             return pymongo.DeleteMany(write.where)
-
-
-def _client(uri: str, loop: asyncio.AbstractEventLoop) -> Any:
-    motor, given = _motor(), uri.partition("?")[2]
-    _check_options(given)
-    names = {each.partition("=")[0].lower() for each in re.split("[&;]", given)}
-    options = {name: value for name, value in _OPTIONS.items() if name.lower() not in names}
-    return motor.AsyncIOMotorClient(uri, io_loop=loop, **options)
-
-
-def _check_options(given: str) -> None:
-    """Refuse options that the driver would only warn of, and leave out: ``tls=ture`` would be no TLS."""
-    from pymongo.uri_parser import split_options  # noqa: PLC0415 - the driver is imported when it is used
-
-    if given:
-        try:
-            split_options(given, validate=True, warn=False)
-        except (ValueError, TypeError, OSError) as error:  # OSError: a certificate that is not there
-            raise ConfigurationError(f"an option of a mongodb URI cannot be used: {redact(str(error))}") from None
-
-
-def _motor() -> ModuleType:
-    """Import motor, with enough threads: it reads their number from the environment, once."""
-    name = "MOTOR_MAX_WORKERS"
-    own = os.environ.get(name) is None
-    if own:
-        os.environ[name] = str(_THREADS)
-    try:
-        import motor.motor_asyncio  # noqa: PLC0415 - when a MongoDB is opened, and not when asyncdl is imported
-    except ImportError as error:
-        raise MissingDependencyError("MongoDB needs motor: pip install 'motor>=3.7.1'") from error
-    finally:
-        if own:
-            os.environ.pop(name, None)
-    return motor.motor_asyncio

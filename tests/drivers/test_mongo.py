@@ -15,7 +15,8 @@ from uuid import uuid4
 import pymongo
 import pytest
 
-from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, database_name
+from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write
+from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.mongo_errors import translated
 from asyncdl.errors import (
     AsyncDLError,

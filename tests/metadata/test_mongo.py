@@ -146,6 +146,26 @@ class TestMongoMetadataStoreOnReplicaSet(OnMongoDB):
         assert [each.seq for each in await store.events(0)] == [1, 2, 3, 4]
         await store.aclose()
 
+    async def test_a_process_that_died_in_a_transaction_is_not_waited_for(self, store: MongoMetadataStore) -> None:
+        dead = MongoDatabase(store.database.url)
+        await dead.open()
+        held = asyncio.Event()
+
+        async def body(tx: Any) -> None:
+            await dead.find_and_update("_asyncdl_store", {"_id": "log"}, {"$inc": {"seq": 1}}, tx=tx)
+            held.set()
+            await asyncio.Event().wait()
+
+        holding = asyncio.create_task(dead.transact(body))
+        await held.wait()
+        begun = asyncio.get_running_loop().time()
+        [made] = await store.commit(event())
+        assert asyncio.get_running_loop().time() - begun < 10
+        assert made.seq == 1
+        holding.cancel()
+        await asyncio.wait([holding])
+        await dead.aclose()
+
 
 class TestMongoMetadataStoreOnStandalone(OnMongoDB):
     @pytest.fixture
@@ -312,8 +332,8 @@ async def test_a_process_killed_while_committing_leaves_whole_commits(url: str) 
         for _ in range(20 + life):
             acknowledged.add((await asyncio.to_thread(process.stdout.readline)).strip())
         process.kill()
-        out, _ = await asyncio.to_thread(process.communicate)
-        assert process.returncode == -9
+        out, errors = await asyncio.to_thread(process.communicate)
+        assert process.returncode == -9, errors
         whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
         acknowledged |= {line.strip() for line in whole}
     store = MongoMetadataStore(MongoDatabase(url))
