@@ -13,6 +13,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Query
+from tests import mongodb
 from tests import postgresql as postgresql_server
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
@@ -78,6 +79,26 @@ async def db(tmp_path: Path) -> AsyncIterator[Datalayer]:
     }
     async with asyncdl.connect(**uris) as db:
         yield db
+
+
+@pytest.fixture(scope="session")
+def mongodb_replica_set() -> Iterator[str]:
+    """The URL of a MongoDB replica set: ASYNCDL_TEST_MONGODB, or a server of the tests' own."""
+    given = os.environ.get("ASYNCDL_TEST_MONGODB")
+    if given:
+        yield given
+        return
+    server = mongodb.served(replica_set=True)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mongodb_standalone() -> Iterator[str]:
+    """The URL of a standalone MongoDB server."""
+    server = mongodb.served(replica_set=False)
+    yield server.url
+    server.stop()
 
 
 async def rows_of(db: Datalayer, query: Query) -> list[tuple[Any, ...]]:
