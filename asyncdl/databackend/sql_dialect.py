@@ -68,6 +68,9 @@ class SQLDialect(ABC):
     overriding = ""
     """What stands between an insert's columns and values, such that keys which the database would make can be given."""
 
+    merges = False
+    """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
+
     largest_list = 512
     """How many keys one statement names at most."""
 
