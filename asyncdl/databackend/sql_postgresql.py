@@ -99,6 +99,7 @@ class PostgreSQLDialect(SQLDialect):
 
     mark = MARK
     overriding = " OVERRIDING SYSTEM VALUE"
+    merges = True
 
     def quote(self, name: str) -> str:
         """Return a name in double quotes."""

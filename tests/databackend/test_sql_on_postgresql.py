@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ from asyncdl.databackend.base import WriteRequest
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
+from asyncdl.drivers.sql import MARK
 from asyncdl.errors import ConstraintError, DatatypeError, DuplicateKeyError, InvalidRowError, QueryError, StoreError
 from asyncdl.query import Query, table
 from asyncdl.testing.databackend_outputs import LENGTH, WORDS, DataBackendTests, Output
@@ -328,6 +330,25 @@ async def test_a_page_costs_what_its_rows_cost(backend: SQLDataBackend) -> None:
         plan = "\n".join(row[0] for row in await backend._fetch(f"EXPLAIN {sql}"))
         assert "Index Scan using t_pkey" in plan or "Index Only Scan using t_pkey" in plan, plan
         assert "Sort" not in plan, plan
+
+
+async def test_a_page_far_on_does_not_read_all_outputs_before_it(backend: SQLDataBackend, run: Run) -> None:
+    t = table("t")
+    await write(backend, t.insert([{"id": at, "text": "x"} for at in range(20_000)]))
+    async with backend.transaction() as tx:
+        await backend.create_outputs(LENGTH, tx)
+    run("INSERT INTO _outputs_length SELECT at, 1, 1, NULL FROM generate_series(0, 18999) AS at")
+    for analyze in (False, True):
+        if analyze:
+            run("ANALYZE")
+        found = await backend.scan(t, {}, ["text"], after=(18_999,), limit=100, missing=LENGTH)
+        assert [row[0] for row in found] == list(range(19_000, 19_100))
+        [sql] = {page.sql for _, page in backend._pages._values.values()}
+        plan = await backend._fetch(
+            f"EXPLAIN (ANALYZE, TIMING OFF) {sql.replace(MARK, '18999', 2).replace(MARK, '100')}"
+        )
+        read_ = [int(found[1]) for (line,) in plan if (found := re.search(r"actual rows=(\d+)", line))]
+        assert max(read_) <= 1000, plan
 
 
 async def test_first_and_last_moments_are_no_infinities(backend: SQLDataBackend, run: Run) -> None:
