@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,21 +13,27 @@ from urllib.parse import unquote
 from asyncdl import progress
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
+from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_client import database_name
+from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sql import SQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
 from asyncdl.jobs.runner import RunnerOptions
 from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.metadata.sql import SQLMetadataStore
 from asyncdl.settings import Settings, defaults, redact
 
 _ARTIFACTS = "filesystem://.asyncdl/artifacts/"
+_MONGODB = {"mongodb", "mongodb+srv"}
 
 
 def connect(
@@ -46,11 +52,14 @@ def connect(
     Parameters
     ----------
     databackend
-        Where the rows are: a URI (``"sqlite://app.db"``), or a ready databackend. Default: ``.asyncdl/asyncdl.db``.
+        Where the rows are: a URI (``"sqlite://app.db"``, ``"postgresql://localhost/app"``), or a ready databackend.
+        Default: ``.asyncdl/asyncdl.db``.
     metadata_store
-        Where components, events and jobs are. Default: in the databackend's own database.
+        Where components, events and jobs are (``"sqlite://meta.db"``, ``"mongodb://host/name"``). Default: in the databackend's
+        own database.
     artifact_store
-        Where models are. Default: ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a folder of its own.
+        Where models are (``"filesystem://./data"``, ``"mongodb://host/name"``: in GridFS). Default: in GridFS where the metadata
+        store is on MongoDB, else ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a folder of its own.
     compute
         Where models run. Default: ``"local"``.
     **settings
@@ -127,7 +136,7 @@ class Connecting:
                 stack.push_async_callback(metadata.aclose)
             artifact_store = self._ready["artifact_store"]
             if artifact_store is None:
-                artifact_store = FilesystemArtifactStore(plan.artifacts / metadata.identity)
+                artifact_store = plan.artifact_store(metadata)
                 await artifact_store.open()
                 stack.push_async_callback(artifact_store.aclose)
             db = Datalayer(
@@ -157,36 +166,57 @@ class _Plan:
         self._settings = settings
         self._databackend: DataBackend | None = ready["databackend"]
         self._metadata: MetadataStore | None = ready["metadata_store"]
-        self._data_path = None if self._databackend is not None else _sqlite_path(settings.databackend, "databackend")
-        self._own_metadata = self._metadata is None and settings.metadata_store is not None
-        self._metadata_path = (
-            _sqlite_path(str(settings.metadata_store), "metadata store") if self._own_metadata else None
-        )
-        self.artifacts = _folder(settings.artifact_store or _ARTIFACTS)
+        self._data = None if self._databackend is not None else _database(settings.databackend, "databackend")
+        self._own_metadata: _MakeDatabase | None = None
+        self._metadata_uri: str | None = None
+        if self._metadata is None and settings.metadata_store is not None:
+            self._metadata_uri = _mongodb_uri(settings.metadata_store)
+            if self._metadata_uri is None:
+                self._own_metadata = _database(settings.metadata_store, "metadata store")
+        self._artifacts_uri = _mongodb_uri(settings.artifact_store)
+        self._artifacts = None if self._artifacts_uri is not None else _folder(settings.artifact_store or _ARTIFACTS)
+        self._artifacts_follow = settings.artifact_store is None
         if ready["compute"] is None and settings.compute not in {"local", "local://"}:
             raise UnknownSchemeError(_unknown(settings.compute, "compute backend", "local"))
 
     def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
-        """Return databackend and metadata store, still to be opened; on one database where both are the same file."""
+        """Return databackend and metadata store, still to be opened; on one database object where both are one database."""
         databackend, metadata = self._databackend, self._metadata
         if databackend is None:
-            database: SQLDatabase = SQLiteDatabase(self._data_path or _temporary(stack))
+            assert self._data is not None  # noqa: S101 - one of the two is given
+            database = self._data(stack)
             if isinstance(metadata, SQLMetadataStore) and _same(metadata.database, database):
                 database = metadata.database
             databackend = SQLDataBackend(database, Datatypes(allow_pickle=self._settings.pickle))
-        if metadata is None:
+        if metadata is None and self._metadata_uri is not None:
+            metadata = MongoMetadataStore(MongoDatabase(self._metadata_uri))
+        elif metadata is None:
             metadata = SQLMetadataStore(self._metadata_database(databackend, stack))
         return databackend, metadata
 
+    def artifact_store(self, metadata: MetadataStore) -> ArtifactStore:
+        """Return the artifact store, still to be opened; on one connection with the metadata store where it may."""
+        shared = metadata.database if isinstance(metadata, MongoMetadataStore) else None
+        if self._artifacts_uri is not None:
+            same = shared is not None and self._artifacts_uri == self._metadata_uri
+            database = shared if shared is not None and same else MongoDatabase(self._artifacts_uri)
+            return GridFSArtifactStore(database, metadata.identity)
+        if shared is not None and self._artifacts_follow:
+            return GridFSArtifactStore(shared, metadata.identity)
+        assert self._artifacts is not None, "it is a folder or a MongoDB"  # noqa: S101 - tells mypy
+        return FilesystemArtifactStore(self._artifacts / metadata.identity)
+
     def _metadata_database(self, databackend: DataBackend, stack: AsyncExitStack) -> SQLDatabase:
         shared = getattr(databackend, "database", None)
-        if not self._own_metadata:
+        if self._own_metadata is None:
             return shared if isinstance(shared, SQLDatabase) else SQLiteDatabase(".asyncdl/metadata.db")
-        database = SQLiteDatabase(self._metadata_path or _temporary(stack))
+        database = self._own_metadata(stack)
         return shared if isinstance(shared, SQLDatabase) and _same(shared, database) else database
 
 
 def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
+    if isinstance(one, PostgreSQLDatabase) and isinstance(other, PostgreSQLDatabase):
+        return one.place == other.place
     paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
     return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
 
@@ -212,14 +242,39 @@ def _unknown(uri: str, what: str, served: str) -> str:
     return f"no {what} serves {scheme!r} (from {redact(uri)!r}); there is {served}"
 
 
-def _sqlite_path(uri: str, what: str) -> Path | None:
+_MakeDatabase = Callable[[AsyncExitStack], SQLDatabase]
+
+
+def _database(uri: str, what: str) -> _MakeDatabase:
+    """Return what makes the SQL database that a URI means; raises `ConfigurationError` for one that means none."""
+    scheme, rest = _split(uri, what)
+    if scheme == "sqlite":
+        path = _sqlite_path(uri, rest)
+        return lambda stack: SQLiteDatabase(path or _temporary(stack))
+    if scheme in {"postgresql", "postgres"}:
+        database = PostgreSQLDatabase(uri)
+        return lambda stack: database
+    if scheme in _MONGODB:
+        raise UnknownSchemeError(
+            f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
+        )
+    served = "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
+    raise UnknownSchemeError(_unknown(uri, what, served))
+
+
+def _mongodb_uri(uri: str | None) -> str | None:
+    """Return a URI if it is MongoDB's, untouched: what it says is the driver's to read."""
+    if uri is None or uri.partition("://")[0].lower() not in _MONGODB:
+        return None
+    database_name(uri)  # raises, at once, what would else be told when it is opened
+    return uri
+
+
+def _sqlite_path(uri: str, rest: str) -> Path | None:
     """Return the file that a URI means, None for a database in memory.
 
     ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
     """
-    scheme, rest = _split(uri, what)
-    if scheme != "sqlite":
-        raise UnknownSchemeError(_unknown(uri, what, "sqlite://"))
     if "?" in rest or "#" in rest:
         raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
     path = unquote(rest.removeprefix("/"))
@@ -231,7 +286,7 @@ def _sqlite_path(uri: str, what: str) -> Path | None:
 def _folder(uri: str) -> Path:
     scheme, rest = _split(uri, "artifact store")
     if scheme not in {"filesystem", "file"}:
-        raise UnknownSchemeError(_unknown(uri, "artifact store", "filesystem://"))
+        raise UnknownSchemeError(_unknown(uri, "artifact store", "filesystem:// and mongodb://"))
     if not rest:
         raise ConfigurationError(f"{uri!r} names no folder; one looks like 'filesystem://./data'")
     return Path(unquote(rest))

@@ -18,8 +18,11 @@ from pydantic_settings import (
 
 from asyncdl.errors import ConfigurationError
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")  # to the last "@": too much is hidden sooner than too little
-_SECRET_OPTION = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret|access_token|api_key)=)[^&\s]*")
+# to the last "@" before the path: a password may hold one; if there is none, one that holds slashes
+_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):(?:[^/\s]*|[^@\s]*)@")
+_SECRET_OPTION = re.compile(
+    r"(?i)([?&;](?:[^=&\s]*(?:password|passwd|pwd|token|secret|api_key)|authMechanismProperties)=)[^&\s]*"
+)
 
 
 def redact(text: str) -> str:
@@ -53,7 +56,9 @@ class Settings(BaseSettings):
         None, description="Where components, events and jobs are; by default the databackend's own database."
     )
     artifact_store: str | None = Field(
-        None, description="Where models and large values are; by default ``filesystem://.asyncdl/artifacts/``."
+        None,
+        description="Where models and large values are; by default GridFS where the metadata store is on MongoDB, "
+        "else ``filesystem://.asyncdl/artifacts/``.",
     )
     compute: str = Field("local", description="Where models run.")
     pickle: bool = Field(

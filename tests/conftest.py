@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Query
+from tests import mongodb
+from tests import postgresql as postgresql_server
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
 _GRACE = 10.0
@@ -47,6 +50,26 @@ async def no_task_is_left() -> AsyncIterator[None]:
     assert [each.get_name() for each in left if not each.done()] == [], "tasks are left behind"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave one of the tests that need PostgreSQL where there can be none: its skip says why."""
+    if os.environ.get("CI") or postgresql_server.why_not() is None:
+        return
+    lacking = [each for each in items if "postgresql" in getattr(each, "fixturenames", ())]
+    left_out = set(lacking[1:])
+    config.hook.pytest_deselected(items=lacking[1:])
+    items[:] = [each for each in items if each not in left_out]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[postgresql_server.Server]:
+    """A database on a real PostgreSQL server; where there can be none: a failure in CI, elsewhere a skip."""
+    reason = postgresql_server.why_not()
+    if reason is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no PostgreSQL: {reason}")
+    with postgresql_server.serve() as server:
+        yield server
+
+
 @pytest.fixture
 async def db(tmp_path: Path) -> AsyncIterator[Datalayer]:
     """An embedded datalayer on a database file of the test's own."""
@@ -56,6 +79,26 @@ async def db(tmp_path: Path) -> AsyncIterator[Datalayer]:
     }
     async with asyncdl.connect(**uris) as db:
         yield db
+
+
+@pytest.fixture(scope="session")
+def mongodb_replica_set() -> Iterator[str]:
+    """The URL of a MongoDB replica set: ASYNCDL_TEST_MONGODB, or a server of the tests' own."""
+    given = os.environ.get("ASYNCDL_TEST_MONGODB")
+    if given:
+        yield given
+        return
+    server = mongodb.served(replica_set=True)
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def mongodb_standalone() -> Iterator[str]:
+    """The URL of a standalone MongoDB server."""
+    server = mongodb.served(replica_set=False)
+    yield server.url
+    server.stop()
 
 
 async def rows_of(db: Datalayer, query: Query) -> list[tuple[Any, ...]]:

@@ -27,6 +27,7 @@ from asyncdl.databackend.base import (
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_outputs import OutputWriter, listed
+from asyncdl.databackend.sql_postgresql import PostgreSQLDialect
 from asyncdl.databackend.sql_queries import Compiled, QueryCompiler, Recent
 from asyncdl.databackend.sql_sqlite import SQLiteDialect
 from asyncdl.databackend.sql_values import Values, heavy
@@ -46,7 +47,7 @@ from asyncdl.errors import (
 
 T = TypeVar("T")
 
-_DIALECTS: dict[str, type[SQLDialect]] = {"sqlite": SQLiteDialect}
+_DIALECTS: dict[str, type[SQLDialect]] = {"sqlite": SQLiteDialect, "postgresql": PostgreSQLDialect}
 _THREADS = 4
 _INLINE = 4096
 """Rows of plain values that are encoded on the event loop: some milliseconds."""
@@ -143,7 +144,7 @@ class SQLDataBackend(DataBackend):
         """Return the error of a query for one of the driver's."""
         if not self._dialect.is_query_error(error):
             return error
-        return QueryError(f"{error}, in the query: {sql}")
+        return QueryError(f"{error}, in the query: {sql.replace(self._dialect.mark, '?')}")
 
     async def _fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         try:
@@ -236,7 +237,10 @@ class SQLDataBackend(DataBackend):
             raise UnknownColumnError(f"the select has no column {lost[0]!r}; it has {', '.join(by_name)}")
         dialect, taken = self._dialect, (*compiled.key, *columns)
         key = tuple((name, by_name[name].datatype) for name in compiled.key)
-        conditions = [self._output_writer(missing).missing("s", compiled.key)] if missing is not None else []
+        conditions = []
+        if missing is not None:
+            bounded = kind == "next" and dialect.merges
+            conditions.append(self._output_writer(missing).missing("s", compiled.key, bounded=bounded))
         if kind == "next":
             conditions.append(f"{dialect.tuple_of(compiled.key, 's')} > {dialect.marks(len(key))}")
         what = "count(*)" if kind == "count" else dialect.quoted(taken, "s")
@@ -265,6 +269,8 @@ class SQLDataBackend(DataBackend):
         if after is not None:
             pairs = zip(page.key, after, strict=True)
             params = [self._values.encode_one(datatype, each, f"key {name!r}") for (name, datatype), each in pairs]
+            if missing is not None and self._dialect.merges:
+                params *= 2  # the bound stands on both sides
             params.append(limit)
         rows = await self._fetch(page.sql, params)
         return await self._decode(page.decode, rows, page.heavy or limit > _INLINE)
@@ -302,12 +308,13 @@ class SQLDataBackend(DataBackend):
 
     async def create_outputs(self, table: OutputTable, tx: SQLTransaction) -> None:
         """Create an output table whose datatype is known, if there is none of that name."""
-        tx.defer(*self._output_writer(table).create())
+        tx.defer(*self.database.lock(table.name), *self._output_writer(table).create())
         self._catalog.note(tx, table.name)
 
     async def drop_outputs(self, table: OutputTable, tx: SQLTransaction) -> None:
         """Drop an output table, if there is one."""
-        tx.defer(Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(table.name)}"))
+        drop = Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(table.name)}")
+        tx.defer(*self.database.lock(table.name), drop)
         self._catalog.note(tx, table.name)
 
     async def put_outputs(
@@ -326,7 +333,8 @@ class SQLDataBackend(DataBackend):
             statements = await self._call(lambda: writer.put(results, as_of, replaced))
         else:
             statements = writer.put(results, as_of, replaced)
-        tx.defer(*statements)
+        # Of two who write at once the older might write beside what it does not see yet.
+        tx.defer(*self.database.lock(table.name), *statements)
 
     def encode_error(self, table: OutputTable, value: Any) -> Exception | None:
         """Return why a value cannot be stored in an output table, None if it can."""
@@ -345,6 +353,7 @@ class SQLDataBackend(DataBackend):
         writer = self._output_writer(table)
         compiled = await self._compiler.compile(select, outputs, use="work", tx=tx)
         rows: list[Row] = []
+        tx.defer(*self.database.lock(table.name))
         for statement in writer.sweep(compiled.sql, compiled.key, ids):
             rows.extend(await self._run(tx, statement))
         return list(dict.fromkeys(writer.decode_ids(rows)))

@@ -69,6 +69,14 @@ class SQLCatalog:
                 found = await self._load(name, _within(tx))
         return found
 
+    async def locked(self, name: str, tx: SQLTransaction) -> StoredTable | None:
+        """Return a table, None if there is none, and no other transaction makes one before this ends."""
+        lock = self._database.lock("tables")
+        if lock:
+            await tx.run(*lock)
+            self._known.pop(name, None)
+        return await self.table(name, tx)
+
     async def existing(self, name: str, tx: SQLTransaction | None = None) -> StoredTable:
         """Return a table; raises `TableNotFoundError`."""
         found = await self.table(name, tx)
@@ -136,7 +144,12 @@ class SQLCatalog:
             recorded = dict(msgspec.json.decode(rows[0][0])) if rows else {}
         key = tuple(each.name for each in sorted(columns, key=lambda each: each.key) if each.key)
         schema = TableSchema(name, {each.name: recorded.get(each.name, each.datatype) for each in columns}, key)
-        return StoredTable(schema, any(each.numbered for each in columns))
+        return StoredTable(
+            schema,
+            any(each.numbered for each in columns),
+            {each.name: each.type for each in columns if each.type},
+            frozenset(each.name for each in columns if each.default),
+        )
 
     # writing
 
@@ -149,7 +162,7 @@ class SQLCatalog:
             A name or a datatype cannot be used, or names differ in case alone.
         """
         check_schema(schema)
-        found = await self.table(schema.name, tx)
+        found = await self.locked(schema.name, tx)
         if found is not None:
             return found
         for other in await self.names(_within(tx)):
@@ -161,7 +174,7 @@ class SQLCatalog:
         record = TableSchema(TABLES, {"name": "string", "columns": "string", "primary_key": "string"}, ("name",))
         tx.defer(
             Statement(dialect.create_table(record, [dialect.column_type(parse("string"))] * 3)),
-            Statement(dialect.create_table(schema, types)),
+            Statement(dialect.create_table(schema, types, numbered=True)),
             Statement(
                 dialect.upsert(TABLES, list(record.columns), ["name"], ["columns", "primary_key"]),
                 (schema.name, columns, msgspec.json.encode(schema.primary_key).decode()),

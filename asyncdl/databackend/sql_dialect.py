@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from asyncdl.databackend.base import TableSchema
 from asyncdl.datatypes import Parsed
-from asyncdl.drivers.sql import Row, SQLDatabase, SQLTransaction
+from asyncdl.drivers.sql import Row, SQLDatabase, SQLTransaction, Statement
 
 Fetch = Callable[[str, Sequence[Any]], Awaitable[list[Row]]]
 """Runs one reading statement: outside transactions, or in one of them."""
@@ -34,10 +34,16 @@ class StoredTable:
         Its columns and key.
     numbered
         Whether the database makes primary keys itself.
+    types
+        The columns' SQL types, where the database's driver needs them.
+    defaults
+        The columns that the database fills in where a row does not name them.
     """
 
     schema: TableSchema
     numbered: bool
+    types: Mapping[str, str] = field(default_factory=dict)
+    defaults: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class ReflectedColumn:
     datatype: str
     key: int
     numbered: bool
+    type: str = ""
+    default: bool = False
 
 
 class SQLDialect(ABC):
@@ -60,6 +68,15 @@ class SQLDialect(ABC):
     mark = "?"
     """The placeholder of a parameter."""
 
+    overriding = ""
+    """What stands between an insert's columns and values, such that keys which the database would make can be given."""
+
+    constants_are_cheap = False
+    """Whether a value that all rows of an insert share is better written into its text than given with each row."""
+
+    merges = False
+    """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
+
     largest_list = 512
     """How many keys one statement names at most."""
 
@@ -70,6 +87,10 @@ class SQLDialect(ABC):
     @abstractmethod
     def column_type(self, datatype: Parsed) -> str:
         """Return the SQL type in which a datatype is stored."""
+
+    def value_type(self, datatype: Parsed) -> str:
+        """Return the SQL type of a parameter, "" where the driver does not need it."""
+        return ""
 
     @abstractmethod
     def to_storage(self, datatype: Parsed) -> ToStorage | None:
@@ -109,16 +130,31 @@ class SQLDialect(ABC):
         """Return what changes whenever anybody has created, altered or dropped a table."""
 
     @abstractmethod
-    def create_table(self, table: TableSchema, types: Sequence[str], *, not_null: Sequence[str] = ()) -> str:
-        """Return the statement that creates a table, if there is none, whose columns have these SQL types."""
+    def create_table(
+        self, table: TableSchema, types: Sequence[str], *, not_null: Sequence[str] = (), numbered: bool = False
+    ) -> str:
+        """Return the statement that creates a table, if there is none, whose columns have these SQL types.
+
+        Parameters
+        ----------
+        numbered
+            Whether the database is to make keys that are a single integer.
+        """
 
     @abstractmethod
-    async def number(self, tx: SQLTransaction, table: str, column: str, count: int) -> list[int]:
-        """Return that many new keys of a numbered table, in order; no other transaction gets them."""
+    async def number(self, tx: SQLTransaction, table: str, column: str, count: int, *, above: int) -> list[int]:
+        """Return that many new keys of a numbered table, in order, larger than ``above``; no other transaction gets them."""
 
     @abstractmethod
     def is_query_error(self, error: BaseException) -> bool:
         """Return whether the driver's error is about the statement itself: it names what there is not."""
+
+    def hold(self, table: str, where: str) -> list[Statement]:
+        """Return the statements that keep others from changing the rows of which a condition is true ("": all).
+
+        Behind them in the transaction, the rows are as they will stay. None, where a transaction is alone anyway.
+        """
+        return []
 
     # what most have in common
 
@@ -157,7 +193,7 @@ class SQLDialect(ABC):
     ) -> str:
         """Return an insert that sets the ``changed`` columns of the row that is there."""
         start = (
-            f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}) "  # noqa: S608 - quoted
+            f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}){self.overriding} "  # noqa: S608 - quoted
             f"VALUES {self.row(len(columns))} ON CONFLICT ({self.quoted(key)}) DO "
         )
         if not changed:

@@ -51,6 +51,8 @@ class OutputWriter:
                 f"the outputs of {table.identifier!r} cannot be keyed by a column {sorted(clash)[0]!r}: rename it"
             )
         self._put = self._put_sql()
+        types = tuple(self._dialect.value_type(parse(each)) for each in self._columns.values())
+        self._types = types if all(types) else ()
 
     # the table
 
@@ -83,18 +85,20 @@ class OutputWriter:
         if not len(results):
             return statements
         keys, row = self._encode_keys(results.keys), self._dialect.row(len(self._columns))
-        if not results.errors:
+        if not results.errors and self._dialect.constants_are_cheap:
             # What is the same in all rows stands in the statement: half as many parameters, and half the time.
             stored = self._encode_values(results.values, results.key)
             marks = ", ".join([self._dialect.mark] * (len(keys) + 1))
             same = f"({marks}, {int(as_of)}, NULL)"
             put = Statement(self._put.replace(row, same, 1), list(zip(*keys, stored, strict=True)), many=True, row=same)
             return [*statements, put]
-        values = [None if at in results.errors else value for at, value in enumerate(results.values)]
+        values: Sequence[Any] = results.values
+        if results.errors:
+            values = [None if at in results.errors else value for at, value in enumerate(values)]
         stored = self._encode_values(values, results.key)
         errors = map(results.errors.get, range(len(results)))
         rows = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
-        return [*statements, Statement(self._put, rows, many=True, row=row)]
+        return [*statements, self._put_rows(rows)]
 
     def _put_sql(self) -> str:
         dialect, names = self._dialect, list(self._columns)
@@ -132,8 +136,11 @@ class OutputWriter:
         values = self._encode_values(elements, lambda at: results.key(owners[at]))
         errors = map(results.errors.get, owners)
         rows = list(zip(*keys, positions, values, repeat(as_of), errors, strict=False))
-        put = Statement(self._put, rows, many=True, row=self._dialect.row(len(self._columns)))
-        return [*self._delete(self._key, source, as_of), put]
+        return [*self._delete(self._key, source, as_of), self._put_rows(rows)]
+
+    def _put_rows(self, rows: Sequence[Row]) -> Statement:
+        row = self._dialect.row(len(self._columns))
+        return Statement(self._put, rows, many=True, row=row, types=self._types)
 
     def _delete_replaced(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         if not replaced:
@@ -208,9 +215,14 @@ class OutputWriter:
         pairs = zip(self._key, key, strict=True)
         return " AND ".join(f"{output}.{quote(own)} = {select}.{quote(theirs)}" for own, theirs in pairs)
 
-    def missing(self, of: str, key: Sequence[str]) -> str:
-        """Return the condition that a row of the select, which has this alias and key, has neither output nor error."""
+    def missing(self, of: str, key: Sequence[str], *, bounded: bool = False) -> str:
+        """Return the condition that a row of the select, which has this alias and key, has neither output nor error.
+
+        With ``bounded``, its parameters are a key below that of every row in question.
+        """
         same = self._matches("o", of, key)
+        if bounded:
+            same += f" AND {self._dialect.tuple_of(self._key, 'o')} > {self._dialect.marks(len(self._key))}"
         return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
 
     def sweep(self, select: str, key: Sequence[str], ids: Sequence[Key] | None) -> Iterator[Statement]:

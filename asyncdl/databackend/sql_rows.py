@@ -11,6 +11,7 @@ from typing import Any
 
 from asyncdl.databackend.base import MISSING_KEY, Key, TableSchema
 from asyncdl.databackend.sql_catalog import check_schema
+from asyncdl.databackend.sql_dialect import StoredTable
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import infer
 from asyncdl.datatypes.names import parse
@@ -217,34 +218,56 @@ class RowEncoder:
             _check_unique(schema, ids)
         return ids, stored
 
-    def insert(self, schema: TableSchema, stored: Mapping[str, Sequence[Any]]) -> Statement:
-        """Return the statement that inserts encoded rows."""
-        names, dialect = list(stored), self._dialect
+    def insert(
+        self, table: StoredTable, stored: Mapping[str, Sequence[Any]], named: Mapping[str, Sequence[Any]]
+    ) -> list[Statement]:
+        """Return the statements that insert encoded rows: one, unless some leave a column to the database's default."""
+        left = [name for name in stored if name in table.defaults and Missing in set(map(type, named[name]))]
+        if not left:
+            return [self._insert(table, list(stored), list(zip(*stored.values(), strict=True)))]
+        groups: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+        for at in range(len(named[left[0]])):
+            names = tuple(name for name in stored if name not in left or named[name][at] is not MISSING)
+            groups.setdefault(names, []).append(tuple(stored[name][at] for name in names))
+        return [self._insert(table, list(names), rows) for names, rows in groups.items()]
+
+    def _insert(self, table: StoredTable, names: list[str], rows: list[tuple[Any, ...]]) -> Statement:
+        dialect = self._dialect
+        row = dialect.row(len(names))
         sql = (
-            f"INSERT INTO {dialect.quote(schema.name)} ({dialect.quoted(names)}) "  # noqa: S608 - quoted
-            f"VALUES {dialect.row(len(names))}"
+            f"INSERT INTO {dialect.quote(table.schema.name)} ({dialect.quoted(names)}){dialect.overriding} "  # noqa: S608 - quoted
+            f"VALUES {row}"
         )
-        return Statement(sql, list(zip(*stored.values(), strict=True)), many=True, row=dialect.row(len(names)))
+        return Statement(sql, rows, many=True, row=row, types=self._types(table, names))
+
+    def _types(self, table: StoredTable, names: Sequence[str]) -> tuple[str, ...]:
+        columns = table.schema.columns
+        types = [table.types.get(name) or self._dialect.value_type(parse(columns[name])) for name in names]
+        return tuple(types) if all(types) else ()
 
     def upsert(
-        self, schema: TableSchema, stored: Mapping[str, Sequence[Any]], named: Mapping[str, Sequence[Any]]
+        self, table: StoredTable, stored: Mapping[str, Sequence[Any]], named: Mapping[str, Sequence[Any]]
     ) -> list[Statement]:
         """Return the statements that upsert encoded rows: one for each set of columns that rows name, in order."""
-        key = schema.primary_key
+        key = table.schema.primary_key
         if not any(Missing in set(map(type, values)) for values in named.values()):
-            return [self._upsert(schema, list(stored), list(zip(*stored.values(), strict=True)))]
+            return [self._upsert(table, list(stored), list(zip(*stored.values(), strict=True)))]
         statements: list[tuple[list[str], list[tuple[Any, ...]]]] = []
         for at in range(len(next(iter(stored.values())))):
             names = [name for name in stored if name in key or named[name][at] is not MISSING]
             if not statements or statements[-1][0] != names:
                 statements.append((names, []))
             statements[-1][1].append(tuple(stored[name][at] for name in names))
-        return [self._upsert(schema, names, rows) for names, rows in statements]
+        return [self._upsert(table, names, rows) for names, rows in statements]
 
-    def _upsert(self, schema: TableSchema, names: list[str], rows: list[tuple[Any, ...]]) -> Statement:
-        key = schema.primary_key
-        sql = self._dialect.upsert(schema.name, names, key, [name for name in names if name not in key])
-        return Statement(sql, rows, many=True, row=self._dialect.row(len(names)))
+    def _upsert(self, table: StoredTable, names: list[str], rows: list[tuple[Any, ...]]) -> Statement:
+        key = table.schema.primary_key
+        places = [names.index(name) for name in key]
+        last = {tuple(row[at] for at in places): row for row in rows}
+        if len(last) < len(rows):  # no database writes a row twice in one step; and the last counts
+            rows = list(last.values())
+        sql = self._dialect.upsert(table.schema.name, names, key, [name for name in names if name not in key])
+        return Statement(sql, rows, many=True, row=self._dialect.row(len(names)), types=self._types(table, names))
 
 
 def _check_unique(schema: TableSchema, ids: Sequence[Key]) -> None:

@@ -62,6 +62,8 @@ _DECLARED = (
 class SQLiteDialect(SQLDialect):
     """SQLite's SQL."""
 
+    constants_are_cheap = True
+
     def quote(self, name: str) -> str:
         """Return a name in double quotes."""
         return '"' + name.replace('"', '""') + '"'
@@ -126,21 +128,29 @@ class SQLiteDialect(SQLDialect):
     async def reflect(self, fetch: Fetch, table: str) -> list[ReflectedColumn]:
         """Return a table's columns as ``PRAGMA table_info`` has them."""
         rows = await fetch(
-            "SELECT i.name, i.type, i.pk FROM sqlite_master AS m, pragma_table_info(m.name) AS i "
+            "SELECT i.name, i.type, i.pk, i.dflt_value FROM sqlite_master AS m, pragma_table_info(m.name) AS i "
             "WHERE m.type IN ('table', 'view') AND m.name = ? ORDER BY i.cid",
             (table,),
         )
         single = sum(1 for row in rows if row[2]) == 1
         return [
-            ReflectedColumn(name, _declared(declared), key, bool(single and key and declared.upper() == "INTEGER"))
-            for name, declared, key in rows
+            ReflectedColumn(
+                name,
+                _declared(declared),
+                key,
+                numbered=bool(single and key and declared.upper() == "INTEGER"),
+                default=default is not None,
+            )
+            for name, declared, key, default in rows
         ]
 
     async def schema_version(self, fetch: Fetch) -> Any:
         """Return ``PRAGMA schema_version``."""
         return (await fetch("PRAGMA schema_version", ()))[0][0]
 
-    def create_table(self, table: TableSchema, types: Sequence[str], *, not_null: Sequence[str] = ()) -> str:
+    def create_table(
+        self, table: TableSchema, types: Sequence[str], *, not_null: Sequence[str] = (), numbered: bool = False
+    ) -> str:
         """Return the statement; a single integer key becomes the table's rowid."""
         key = table.primary_key
         columns = []
@@ -153,7 +163,7 @@ class SQLiteDialect(SQLDialect):
             columns.append(f"PRIMARY KEY ({self.quoted(key)})")
         return f"CREATE TABLE IF NOT EXISTS {self.quote(table.name)} ({', '.join(columns)})"
 
-    async def number(self, tx: SQLTransaction, table: str, column: str, count: int) -> list[int]:
+    async def number(self, tx: SQLTransaction, table: str, column: str, count: int, *, above: int) -> list[int]:
         """Return the numbers after the largest: the transaction has the write lock."""
         from asyncdl.drivers.sql import Statement  # noqa: PLC0415
 
@@ -163,7 +173,7 @@ class SQLiteDialect(SQLDialect):
             Statement(sql, fetch=True),
             Statement("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'", fetch=True),
         )
-        last = int(largest.rows[0][0])
+        last = max(above, int(largest.rows[0][0]))
         if sequences.rows:
             (found,) = await tx.run(Statement("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,), fetch=True))
             last = max([last, *(int(row[0]) for row in found.rows)])

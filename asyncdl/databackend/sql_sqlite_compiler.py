@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ibis.expr.operations as ops
-import sqlglot as sg
 import sqlglot.expressions as sge
 from ibis.backends.sql.compilers.sqlite import SQLiteCompiler as IbisSQLiteCompiler
+
+from asyncdl.databackend.sql_compiling import compile_with
 
 # Give one of their operands back, or are told by their name what to do: a decimal stays text in them.
 _PASSING = (
@@ -86,10 +87,4 @@ _compiler = SQLiteCompiler()
 
 def to_sql(expression: Any) -> str:
     """Return an ibis expression's SQL."""
-    select = _compiler.to_sqlglot(expression.unbind())
-    if isinstance(select, sge.Select) and any(isinstance(each, sge.Star) for each in select.expressions):
-        # Columns that other programs have added since are not the query's.
-        source = select.args["from_" if "from_" in select.args else "from"].this.alias_or_name  # sqlglot 28 renamed it
-        names = expression.as_table().columns
-        select = select.select(*(sg.column(name, table=source, quoted=True) for name in names), append=False)
-    return str(select.sql(dialect=_compiler.dialect))
+    return compile_with(_compiler, expression)

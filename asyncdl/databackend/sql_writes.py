@@ -7,6 +7,7 @@ from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
+from asyncdl.databackend.sql_dialect import StoredTable
 from asyncdl.databackend.sql_queries import QueryCompiler
 from asyncdl.databackend.sql_rows import IdMaker, RowEncoder, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_values import Values
@@ -60,6 +61,8 @@ class SQLWriter:
     async def _put(self, request: WriteRequest, tx: SQLTransaction) -> Written:
         rows = request.rows
         found = await self._catalog.table(request.table, tx)
+        if found is None and rows:
+            found = await self._catalog.locked(request.table, tx)
         if not rows:
             if found is None:
                 raise TableNotFoundError(f"there is no table {request.table!r}, and no rows that it could be made of")
@@ -68,19 +71,21 @@ class SQLWriter:
         created = None
         if found is None:
             schema = await self._maybe_call(len(rows), lambda: infer_schema(request.table, columns))
-            numbered = parse(schema.columns[schema.primary_key[0]]).text == "int64"
+            stored = StoredTable(schema, parse(schema.columns[schema.primary_key[0]]).text == "int64")
         else:
-            schema, numbered = found.schema, found.numbered
+            schema, stored = found.schema, found
         if request.kind == "upsert" and not schema.primary_key:
             raise QueryError(f"table {schema.name!r} has no primary key, which upsert needs")
         check_columns(schema, columns)
         numbers = None
-        if numbered and (lacking := self._encoder.lacking(schema, columns)):
+        if stored.numbered and (lacking := self._encoder.lacking(schema, columns)):
             numbers = await self._numbers(schema, columns, lacking, found is not None, tx)
-        statements, ids = await self._maybe_call(len(rows), lambda: self._encode(request, schema, columns, numbers))
+        statements, ids = await self._maybe_call(len(rows), lambda: self._encode(request, stored, columns, numbers))
         if found is None:
             created = schema
             await self._catalog.create(schema, tx)
+        elif request.kind == "upsert":  # which locks rows as they come: two at once would wait for each other
+            tx.defer(*tx.database.lock(f"rows of {schema.name}"))
         tx.defer(*statements)
         return Written(ids, created)
 
@@ -89,19 +94,21 @@ class SQLWriter:
     ) -> list[int]:
         name = schema.primary_key[0]
         given = [each for each in columns.get(name, ()) if isinstance(each, int)]
-        numbers = await self._dialect.number(tx, schema.name, name, count) if exists else list(range(1, count + 1))
-        shift = max(0, max(given, default=0) - numbers[0] + 1)
-        return [each + shift for each in numbers]
+        above = max(given, default=0)
+        if exists:
+            return await self._dialect.number(tx, schema.name, name, count, above=above)
+        return list(range(above + 1, above + 1 + count))
 
     def _encode(
-        self, request: WriteRequest, schema: TableSchema, columns: dict[str, Sequence[Any]], numbers: list[int] | None
+        self, request: WriteRequest, table: StoredTable, columns: dict[str, Sequence[Any]], numbers: list[int] | None
     ) -> tuple[list[Statement], list[Key]]:
+        schema = table.schema
         keyed = self._encoder.keyed(schema, columns, len(request.rows), numbers)
         inserting = request.kind == "insert"
         ids, stored = self._encoder.encode(schema, keyed, unique=inserting)
         if inserting:
-            return [self._encoder.insert(schema, stored)], ids
-        return self._encoder.upsert(schema, stored, keyed), list(dict.fromkeys(ids))
+            return self._encoder.insert(table, stored, keyed), ids
+        return self._encoder.upsert(table, stored, keyed), list(dict.fromkeys(ids))
 
     async def _maybe_call(self, rows: int, function: Callable[[], Any]) -> Any:
         return await self._call(function) if rows > _INLINE else function()
@@ -121,8 +128,9 @@ class SQLWriter:
         sets, sources, params = await self._changes(schema, request.changes, outputs, tx)
         table = self._dialect.quote(schema.name)
         conditions = [self._dialect.equal(schema.primary_key, table, alias) for alias in sources]
-        if request.where is not None:
-            conditions.append(await self._where(schema, request.where, outputs, tx))
+        where = "" if request.where is None else await self._where(schema, request.where, outputs, tx)
+        conditions += [where] if where else []
+        self._hold(schema, where, tx)
         sql = f"UPDATE {table} SET {', '.join(sets)}"  # noqa: S608 - quoted
         if sources:
             sql += f" FROM {', '.join(f'({source}) AS {alias}' for alias, source in sources.items())}"
@@ -160,9 +168,15 @@ class SQLWriter:
     async def _delete(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction) -> Written:
         schema = await self._keyed_table(request, tx)
         sql = f"DELETE FROM {self._dialect.quote(schema.name)}"  # noqa: S608 - quoted
-        if request.where is not None:
-            sql += f" WHERE {await self._where(schema, request.where, outputs, tx)}"
+        where = "" if request.where is None else await self._where(schema, request.where, outputs, tx)
+        if where:
+            sql += f" WHERE {where}"
+        self._hold(schema, where, tx)
         return await self._returning(schema, sql, [], tx)
+
+    def _hold(self, schema: TableSchema, where: str, tx: SQLTransaction) -> None:
+        """Have the rows stay as they are until they are written: what they become is computed from what they are."""
+        tx.defer(*tx.database.lock(f"rows of {schema.name}"), *self._dialect.hold(schema.name, where))
 
     async def _keyed_table(self, request: WriteRequest, tx: SQLTransaction) -> TableSchema:
         schema = (await self._catalog.existing(request.table, tx)).schema
@@ -187,7 +201,8 @@ class SQLWriter:
 
     async def _returning(self, schema: TableSchema, sql: str, params: list[Any], tx: SQLTransaction) -> Written:
         key = schema.primary_key
-        rows = await self._run(tx, Statement(f"{sql} RETURNING {self._dialect.quoted(key)}", params, fetch=True))
+        returned = self._dialect.quoted(key, self._dialect.quote(schema.name))
+        rows = await self._run(tx, Statement(f"{sql} RETURNING {returned}", params, fetch=True))
         decode = self._values.rows([(name, schema.columns[name], False) for name in key])
         decoded = decode(rows) if decode is not None else rows
         return Written([row[0] for row in decoded] if len(key) == 1 else list(decoded))

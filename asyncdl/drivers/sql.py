@@ -6,19 +6,26 @@ together. The stores build statements and never see a connection.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asyncdl.errors import AsyncDLError, ConflictError
+from asyncdl.errors import AsyncDLError, ConflictError, StoreError
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine import Dialect
 
 Row = tuple[Any, ...]
+
+MARK = "\0"
+"""The placeholder that PostgreSQL's statements are built with, and that its driver numbers: no SQL text can hold it."""
+
+_POLL = 0.05
+"""Seconds between two looks for commits of other processes, where the database cannot notify."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class Statement:
         Whether ``params`` holds many parameter tuples.
     row
         The text of the one row behind ``VALUES``, which a driver may repeat in order to run many in one step.
+    types
+        The SQL types of that row's parameters, where the database's own tell more than the driver can infer.
     fetch
         Whether the statement returns rows (a select, or a write with ``RETURNING``).
     expect
@@ -42,16 +51,20 @@ class Statement:
         `asyncdl.errors.ConflictError`. None: any number.
     conflict, error
         The message and the type of that error.
+    quiet
+        Whether nobody looks at the outcome: then a driver may send the statement together with others.
     """
 
     sql: str
     params: Sequence[Any] = ()
     many: bool = False
     row: str = ""
+    types: tuple[str, ...] = ()
     fetch: bool = False
     expect: int | None = None
     conflict: str = "a condition of the commit did not hold"
     error: type[AsyncDLError] = ConflictError
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +156,32 @@ class SQLDatabase(ABC):
     @abstractmethod
     async def version(self) -> int:
         """Return a number that changes when another connection has committed, as cheaply as the database can tell."""
+
+    def lock(self, name: str) -> tuple[Statement, ...]:
+        """Return the statements that wait until no other transaction has the lock of this name, and keep it to the end.
+
+        None, where a transaction is alone from its start (SQLite). What runs behind them sees all that those before committed.
+        """
+        return ()
+
+    def announce(self, words: str) -> tuple[Statement, ...]:
+        """Return the statements that tell those who iterate over `changes` of this transaction, once it is committed."""
+        return ()
+
+    async def changes(self) -> AsyncIterator[str]:
+        """Yield whenever something may have been committed: what was announced, or an empty text if that is not known.
+
+        A database that is away for a while is waited for. Note for implementers: yield at once, and again when a lost
+        connection is back: what was committed in between is known to nobody.
+        """
+        known = None
+        while True:
+            with suppress(StoreError):  # one that is away is noticed by those who use it
+                found = await self.version()
+                if found != known:
+                    known = found
+                    yield ""
+            await asyncio.sleep(_POLL)
 
     async def write(self, *statements: Statement) -> list[Outcome]:
         """Run statements in one transaction of their own."""

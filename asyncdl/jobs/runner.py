@@ -140,7 +140,7 @@ class Runner:
             await self._end(job, *changes, *taken_over.changes)
 
     async def _fail(self, job: JobRecord, error: Exception) -> None:
-        text = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
         if job.attempts < job.max_attempts:
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter

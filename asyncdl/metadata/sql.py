@@ -13,7 +13,7 @@ from sqlalchemy import func, insert, literal_column, select, union
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
-from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError, StoreError
+from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError
 from asyncdl.metadata import base
 from asyncdl.metadata.base import (
     Change,
@@ -38,10 +38,7 @@ from asyncdl.metadata.sql_tables import (
     metadata,
     schema,
 )
-from asyncdl.metadata.wakeup import Wakeup, topics_of
-
-_POLL = 0.05
-"""Seconds between two looks for commits of other processes, where the database cannot notify."""
+from asyncdl.metadata.wakeup import TOPICS, Wakeup, topics_of
 
 
 class SQLMetadataStore(MetadataStore):
@@ -58,6 +55,7 @@ class SQLMetadataStore(MetadataStore):
         self.url = database.url
         self._changes = ChangeCompiler(database)
         self._wakeup = Wakeup()
+        self._name = uuid4().hex
         self._watching: asyncio.Task[None] | None = None
         self._open = False
 
@@ -79,6 +77,7 @@ class SQLMetadataStore(MetadataStore):
             return Statement(str(construct.compile(dialect=self.database.dialect)))
 
         async with self.database.transaction() as tx:
+            tx.defer(*self.database.lock("schema"))
             # The version first: nothing else is known of the tables of another one.
             await tx.run(ddl(CreateTable(schema, if_not_exists=True)))
             [found] = await tx.run(self._select("schema", lambda: select(schema.c.version), {}))
@@ -128,11 +127,16 @@ class SQLMetadataStore(MetadataStore):
         """Apply changes, all or none, and return the events among them."""
         self._check()
         appended: list[tuple[int, base.AppendEvent]] = []
-        statements: list[Statement] = []
+        # One commit after the other where the database would let them run together: so conditions hold until the end, and
+        # events become visible in the order of their numbers.
+        statements: list[Statement] = [*self.database.lock("commit")] if changes else []
         for change in changes:
             if isinstance(change, base.AppendEvent):
                 appended.append((len(statements), change))
             statements.extend(self._changes.statements(change))
+        topics = topics_of(changes)
+        if changes:
+            statements.extend(self.database.announce(f"{self._name} {' '.join(sorted(topics))}"))
         if joining is not None:
             outcomes = await joining.commit(*statements)
         else:
@@ -140,7 +144,7 @@ class SQLMetadataStore(MetadataStore):
                 outcomes = await self.database.write(*statements)
             except DuplicateKeyError as error:  # two at once: the unique constraint saw what the condition could not
                 raise ConflictError(str(error)) from error
-        self._wakeup.wake(topics_of(changes))
+        self._wakeup.wake(topics)
         return [self._event(change, outcomes[at]) for at, change in appended]
 
     @staticmethod
@@ -164,14 +168,11 @@ class SQLMetadataStore(MetadataStore):
         return token
 
     async def _watch(self) -> None:
-        version = None
-        while True:
-            with contextlib.suppress(StoreError):  # a store that is away for a while is noticed by those who use it
-                found = await self.database.version()
-                if found != version:
-                    version = found
-                    self._wakeup.wake()
-            await asyncio.sleep(_POLL)
+        async with contextlib.aclosing(self.database.changes()) as changes:  # type: ignore[type-var]
+            async for announced in changes:
+                name, *topics = announced.split() or [""]
+                if name != self._name:
+                    self._wakeup.wake([each for each in TOPICS if each in topics] or TOPICS)
 
     # reading
 

@@ -194,7 +194,7 @@ class ChangeCompiler:
                     done=P("done"),
                     total=P("total"),
                     stage=P("stage"),
-                    payload=case((P("new").is_(None), jobs.c.payload), else_=P("new")),
+                    payload=case((_new_payload().is_(None), jobs.c.payload), else_=_new_payload()),
                 )
             ),
             {
@@ -330,6 +330,10 @@ def claimable() -> Any:
     due = and_(jobs.c.state == literal_column("'pending'"), jobs.c.not_before <= P("now"))
     abandoned = and_(jobs.c.state == literal_column("'running'"), jobs.c.lease <= P("now"))
     return or_(due, abandoned)
+
+
+def _new_payload() -> Any:
+    return P("new", type_=jobs.c.payload.type)
 
 
 def _newest() -> Any:

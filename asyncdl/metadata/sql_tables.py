@@ -1,11 +1,14 @@
 """The metadata store's tables on SQL databases.
 
 Times are Unix times in floating point, JSON is text: what goes in comes out on every driver, without bind processing.
+Texts compare by code point, whatever the language of the database: PostgreSQL's are of the collation "C".
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import String as _String
+from sqlalchemy.types import TypeEngine
 
 SCHEMA_VERSION = 1
 
@@ -13,6 +16,12 @@ metadata = MetaData()
 
 # An autoincrementing key on every dialect: SQLite only counts up without reuse on a plain INTEGER.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+
+def String(length: int) -> TypeEngine[str]:  # noqa: N802 - as SQLAlchemy's type
+    """Return the type of a text of this length, which PostgreSQL need not know."""
+    return _String(length).with_variant(Text(collation="C"), "postgresql")
+
 
 schema = Table(
     "_asyncdl_schema",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from asyncdl.metadata.base import AppendEvent, Change, FinishJob, MoveCursor, PutJob, SetJobState, Topic
 
-_ALL: tuple[Topic, ...] = ("anything", "events", "work", "completion")
+TOPICS: tuple[Topic, ...] = ("anything", "events", "work", "completion")
 
 
 def topics_of(changes: Iterable[Change]) -> set[Topic]:
@@ -27,10 +27,10 @@ class Wakeup:
     """A counter of commits for each topic, which can be awaited; none is missed between looking and waiting."""
 
     def __init__(self) -> None:
-        self._counts: dict[Topic, int] = dict.fromkeys(_ALL, 1)
-        self._changed: dict[Topic, asyncio.Event] = {topic: asyncio.Event() for topic in _ALL}
+        self._counts: dict[Topic, int] = dict.fromkeys(TOPICS, 1)
+        self._changed: dict[Topic, asyncio.Event] = {topic: asyncio.Event() for topic in TOPICS}
 
-    def wake(self, topics: Iterable[Topic] = _ALL) -> None:
+    def wake(self, topics: Iterable[Topic] = TOPICS) -> None:
         """Count one more for each of these topics, and wake all who wait for them."""
         for topic in topics:
             self._counts[topic] += 1

@@ -1,0 +1,471 @@
+"""MongoDB, through motor: this module, and those of its client and its errors, are all that touches the driver.
+
+motor is supported until May 2027. Then PyMongo's own asynchronous client takes its place here: what the stores see are the
+methods of `MongoDatabase`, plain dicts, and asyncdl's errors.
+
+Note for implementers: a driver's call runs in a thread and cannot be stopped. Whoever cancels a read just stops waiting; a
+write, and whatever is part of a transaction, is waited for (`finished`), so that who cleans up finds nothing under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
+from asyncdl.drivers.mongo_errors import labelled, translated
+from asyncdl.errors import (
+    ClosedError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from asyncdl.settings import redact
+
+T = TypeVar("T")
+Document = dict[str, Any]
+Sort = Sequence[tuple[str, int]]
+
+_CONFLICTS = 90.0
+"""Seconds for which a transaction that met others is tried again."""
+_STALLED = 2.0
+"""Seconds after which a transaction with which nothing happens is its process's no more."""
+_OUTAGE = 15.0
+"""Seconds for which a transaction is tried again while the server is away (a failover, a restart)."""
+_AWAIT = 1000
+"""Milliseconds after which a change stream that has nothing to tell says so."""
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write among many.
+
+    Parameters
+    ----------
+    kind
+        ``"replace"`` a document or insert it, ``"update"`` one with operators, also if it must be made first
+        (``"upsert"``), ``"delete"`` one, or all (``"delete_many"``).
+    where
+        Which document.
+    what
+        The document, or the operators, or a pipeline.
+    """
+
+    kind: Literal["replace", "update", "upsert", "delete", "delete_many"]
+    where: Mapping[str, Any]
+    what: Any = None
+
+
+async def finished(call: Awaitable[T]) -> T:
+    """Wait for a call to its end, also when cancelled; a cancellation takes effect afterwards."""
+    future = asyncio.ensure_future(call)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not future.cancelled():
+            future.exception()  # it has been seen
+        raise cancelled
+    return future.result()
+
+
+# the database
+
+
+class MongoTransaction:
+    """A transaction in progress: handed to the methods of its database as ``tx``."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+
+class MongoDatabase:
+    """One database of a MongoDB server, replica set or sharded cluster.
+
+    Reads and writes are the primary's and, where there are replicas, the majority's: what was read once is not rolled back.
+
+    Parameters
+    ----------
+    uri
+        ``mongodb://`` or ``mongodb+srv://``, with any options: it is the driver's. The database is the path's, or
+        ``asyncdl``.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.url = redact(uri)
+        self.name = database_name(uri)
+        self.transactional = False
+        """Whether the server has transactions and change streams: a replica set or a sharded cluster. Known once open."""
+        self._uri = uri
+        self._client: Any = None
+        self._majority: Any = None  # the database, read and written by majority
+        self._local: Any = None  # the same, written without waiting for the other replicas
+        self._sessions: deque[Any] = deque()
+        self._openers = 0
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Connect; opening twice is counted, and closed by as many `aclose`.
+
+        Raises
+        ------
+        StoreUnavailableError
+            The server does not answer within some seconds, or refuses the user.
+        ConfigurationError
+            The URI cannot be used.
+        MissingDependencyError
+            motor is not installed.
+        """
+        async with self._opening:
+            if not self._openers:
+                await self._connect()
+            self._openers += 1
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        with translated(self.url):
+            # In a thread: importing the driver takes 125 ms, and a mongodb+srv URI is looked up in the DNS.
+            self._client = await finished(asyncio.to_thread(new_client, self._uri, self.name, loop))
+            try:
+                hello = await self._client.admin.command("hello")
+                await self._client[self.name].command("listCollections", nameOnly=True)  # may we?
+            except BaseException:
+                self._forget()
+                raise
+        self.transactional = "setName" in hello or hello.get("msg") == "isdbgrid"
+        self._choose()
+
+    def _choose(self) -> None:
+        from pymongo import ReadPreference, WriteConcern  # noqa: PLC0415 - the driver is imported when it is used
+        from pymongo.read_concern import ReadConcern  # noqa: PLC0415 - the same
+
+        here = {"read_preference": ReadPreference.PRIMARY}
+        if self.transactional:
+            concern = {"read_concern": ReadConcern("majority"), "write_concern": WriteConcern("majority")}
+        else:
+            concern = {"read_concern": ReadConcern("local"), "write_concern": WriteConcern(w=1, j=True)}
+        self._majority = self._client.get_database(self.name, **here, **concern)
+        self._local = self._client.get_database(self.name, **here, write_concern=WriteConcern(w=1))
+
+    async def aclose(self) -> None:
+        """Close every connection once the last opener has closed."""
+        async with self._opening:
+            if not self._openers:
+                return
+            self._openers -= 1
+            if self._openers:
+                return
+            try:
+                while self._sessions:
+                    await finished(self._sessions.pop().end_session())
+            finally:
+                self._forget()
+
+    def _forget(self) -> None:
+        self._sessions.clear()
+        client, self._client, self._majority, self._local = self._client, None, None, None
+        if client is not None:
+            client.close()
+
+    def _collection(self, name: str, *, local: bool = False) -> Any:
+        database = self._local if local else self._majority
+        if database is None:
+            raise ClosedError(f"{self.url} is not open")
+        return database[name]
+
+    async def _call(self, call: Callable[[], Awaitable[T]], *, to_the_end: bool) -> T:
+        with translated(self.url):
+            return await (finished(call()) if to_the_end else call())
+
+    # reading
+
+    async def find(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        *,
+        fields: Mapping[str, Any] | None = None,
+        sort: Sort = (),
+        limit: int = 0,
+        tx: MongoTransaction | None = None,
+    ) -> list[Document]:
+        """Return the documents that match, all of them unless there is a limit."""
+        found = self._collection(collection)
+
+        def call() -> Awaitable[list[Document]]:
+            cursor = found.find(where, fields, limit=limit, batch_size=_BATCH, **_session(tx))
+            if sort:
+                cursor = cursor.sort(list(sort)).allow_disk_use(True)
+            return cursor.to_list(None)  # type: ignore[no-any-return]
+
+        return await self._call(call, to_the_end=tx is not None)
+
+    async def find_one(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        *,
+        fields: Mapping[str, Any] | None = None,
+        sort: Sort = (),
+        tx: MongoTransaction | None = None,
+    ) -> Document | None:
+        """Return the first document that matches."""
+        found = self._collection(collection)
+        return await self._call(
+            lambda: found.find_one(where, fields, sort=list(sort) or None, **_session(tx)), to_the_end=tx is not None
+        )
+
+    async def stream(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        *,
+        fields: Mapping[str, Any] | None = None,
+        sort: Sort = (),
+        size: int = _BATCH,
+    ) -> AsyncGenerator[list[Document], None]:
+        """Yield the documents that match in lists of at most ``size``, holding only one of them."""
+        cursor = self._collection(collection).find(where, fields, batch_size=size)
+        if sort:
+            cursor = cursor.sort(list(sort))
+        try:
+            while batch := await self._call(lambda: cursor.to_list(size), to_the_end=True):
+                yield batch
+        finally:
+            with suppress(StoreError, ClosedError):
+                await self._call(cursor.close, to_the_end=True)
+
+    async def aggregate(
+        self, collection: str, pipeline: Sequence[Mapping[str, Any]], *, tx: MongoTransaction | None = None
+    ) -> list[Document]:
+        """Return the results of a pipeline."""
+        found = self._collection(collection)
+        return await self._call(
+            lambda: found.aggregate(list(pipeline), **_session(tx)).to_list(None), to_the_end=tx is not None
+        )
+
+    # writing
+
+    async def insert(self, collection: str, documents: Sequence[Mapping[str, Any]], *, local: bool = False) -> None:
+        """Insert documents, in order.
+
+        With ``local`` neither journal nor replicas are waited for: a later write that does so waits for these, too.
+        """
+        found = self._collection(collection, local=local)
+        await self._call(lambda: found.insert_many(documents), to_the_end=True)
+
+    async def update(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        change: Any,
+        *,
+        upsert: bool = False,
+        many: bool = False,
+        local: bool = False,
+    ) -> int:
+        """Update the document that matches (``many``: each), and return how many matched; ``local`` as of `insert`."""
+        found = self._collection(collection, local=local)
+        update = found.update_many if many else found.update_one
+        result: Any = await self._call(lambda: update(where, change, upsert=upsert), to_the_end=True)
+        return int(result.matched_count)
+
+    async def find_and_update(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        change: Any,
+        *,
+        upsert: bool = False,
+        tx: MongoTransaction | None = None,
+    ) -> Document | None:
+        """Update the document that matches, and return it as it is afterwards."""
+        found = self._collection(collection)
+        return await self._call(
+            lambda: found.find_one_and_update(where, change, upsert=upsert, return_document=True, **_session(tx)),
+            to_the_end=True,
+        )
+
+    async def delete(self, collection: str, where: Mapping[str, Any]) -> int:
+        """Delete the documents that match, and return how many there were."""
+        found = self._collection(collection)
+        result: Any = await self._call(lambda: found.delete_many(where), to_the_end=True)
+        return int(result.deleted_count)
+
+    async def write(
+        self, collection: str, writes: Sequence[Write], *, local: bool = False, tx: MongoTransaction | None = None
+    ) -> None:
+        """Make writes, in order, up to the first that fails; ``local`` as of `insert`."""
+        found = self._collection(collection, local=local)
+        requests = [_request(each) for each in writes]
+        await self._call(lambda: found.bulk_write(requests, ordered=True, **_session(tx)), to_the_end=True)
+
+    async def create(self, collection: str, *indexes: Sort, unique: bool = False) -> None:
+        """Create a collection and its indexes where they are missing."""
+        from pymongo import IndexModel  # noqa: PLC0415 - the driver is imported when it is used
+        from pymongo.errors import CollectionInvalid, OperationFailure  # noqa: PLC0415 - the same
+
+        found = self._collection(collection)
+        with translated(self.url):
+            try:
+                await finished(self._majority.create_collection(collection, check_exists=False))
+            except CollectionInvalid:
+                pass
+            except OperationFailure as error:
+                if error.code != 48:  # it exists
+                    raise
+            if indexes:
+                await finished(found.create_indexes([IndexModel(list(each), unique=unique) for each in indexes]))
+
+    async def drop(self) -> None:
+        """Drop the database, with everything in it."""
+        self._collection("any")
+        await self._call(lambda: self._client.drop_database(self.name), to_the_end=True)
+
+    # transactions
+
+    async def transact(self, body: Callable[[MongoTransaction], Awaitable[T]]) -> T:
+        """Run a body in a transaction, and commit it; run it again when it met another one, or the server went away.
+
+        Its reads are of one moment. A process that died in a transaction is not waited for: what it holds is freed.
+
+        Raises
+        ------
+        StoreTimeoutError
+            It met others for more than a minute.
+        """
+        begun = freed = time.monotonic()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._attempt(body, begun)
+            except (StoreError, ClosedError) as error:
+                if not labelled(error, "TransientTransactionError"):
+                    raise
+                waited = time.monotonic() - begun
+                if isinstance(error, (StoreUnavailableError, StoreTimeoutError)):
+                    if waited > _OUTAGE:
+                        raise
+                elif waited > _CONFLICTS:
+                    raise StoreTimeoutError(f"{self.url}: a transaction met others for {waited:.0f} s") from error
+            if time.monotonic() - freed > _STALLED / 2:
+                await self._free()
+                freed = time.monotonic()
+            await asyncio.sleep(random.random() * min(0.05, 0.001 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
+
+    async def _free(self) -> None:
+        """End transactions on this database with which nothing happens: those of dead processes, for one.
+
+        The server would keep them for a minute, and what they wrote locked. A process that merely stood still starts its
+        own again.
+        """
+        idle = {
+            "type": "idleSession",
+            "transaction.timeInactiveMicros": {"$gt": int(_STALLED * 1e6)},
+            "clientMetadata.driver.name": {"$regex": re.escape(DRIVER + self.name) + "$"},
+        }
+        pipeline = [{"$currentOp": {"allUsers": False, "idleSessions": True}}, {"$match": idle}]
+        with suppress(StoreError):  # not everywhere is one allowed to: then it takes a minute
+            found = await self._call(lambda: self._client.admin.aggregate(pipeline).to_list(None), to_the_end=False)
+            sessions = [{"id": each["lsid"]["id"]} for each in found]
+            if sessions:
+                await self._call(lambda: self._client.admin.command("killSessions", sessions), to_the_end=False)
+
+    async def _attempt(self, body: Callable[[MongoTransaction], Awaitable[T]], begun: float) -> T:
+        from pymongo import ReadPreference, WriteConcern  # noqa: PLC0415 - the driver is imported when it is used
+        from pymongo.read_concern import ReadConcern  # noqa: PLC0415 - the same
+
+        async with self._session() as session:
+            session.start_transaction(
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority"),
+                read_preference=ReadPreference.PRIMARY,
+            )
+            try:
+                result = await body(MongoTransaction(session))
+            except BaseException:
+                with suppress(Exception):  # the server ends what nobody commits
+                    await finished(session.abort_transaction())
+                raise
+            await self._commit(session, begun)
+            return result
+
+    async def _commit(self, session: Any, begun: float) -> None:
+        while True:
+            try:
+                return await self._call(session.commit_transaction, to_the_end=True)
+            except StoreError as error:  # committing again is idempotent, and tells what became of it
+                if not labelled(error, "UnknownTransactionCommitResult") or time.monotonic() - begun > _OUTAGE:
+                    raise
+            await asyncio.sleep(0.05)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Any]:
+        """Lend a session; one that saw an error is not used again."""
+        self._collection("any")
+        if self._sessions:
+            session = self._sessions.pop()
+        else:
+            session = await self._call(self._client.start_session, to_the_end=True)
+        reusable = True
+        try:
+            yield session
+        except (StoreUnavailableError, StoreTimeoutError):
+            reusable = False
+            raise
+        finally:
+            if reusable and self._client is not None and not session.in_transaction:
+                self._sessions.append(session)
+            else:
+                with suppress(Exception):
+                    await finished(session.end_session())
+
+    # changes
+
+    async def watch(self, collection: str, ids: Sequence[Any]) -> AsyncGenerator[Document | None, None]:
+        """Yield what changes in some documents from now on; None at first, and when nothing has changed for a second.
+
+        The stream resumes by itself after a failover; an error ends it. Only where the server is `transactional`.
+        """
+        pipeline = [{"$match": {"documentKey._id": {"$in": list(ids)}}}]
+        stream = self._collection(collection).watch(pipeline, max_await_time_ms=_AWAIT)
+        try:
+            await self._call(stream.__aenter__, to_the_end=True)  # sends the command: from here on nothing is missed
+            yield None
+            while True:
+                yield await self._call(stream.try_next, to_the_end=True)
+        finally:
+            with suppress(Exception):
+                await finished(stream.close())
+
+
+def _session(tx: MongoTransaction | None) -> dict[str, Any]:
+    return {} if tx is None else {"session": tx.session}
+
+
+def _request(write: Write) -> Any:
+    import pymongo  # noqa: PLC0415 - the driver is imported when it is used
+
+    match write.kind:
+        case "replace":
+            return pymongo.ReplaceOne(write.where, write.what, upsert=True)
+        case "update":
+            return pymongo.UpdateOne(write.where, write.what)
+        case "upsert":
+            return pymongo.UpdateOne(write.where, write.what, upsert=True)
+        case "delete":
+            return pymongo.DeleteOne(write.where)
+        case "delete_many":
+            return pymongo.DeleteMany(write.where)

