@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.pretty import Pretty
 from rich.table import Table
 
+from asyncdl import copying
 from asyncdl import demo as demonstration
 from asyncdl.connect import connect
 from asyncdl.errors import AsyncDLError
@@ -51,6 +52,27 @@ def show(
     else:
         for each in found:
             console.print(f"{each['type_id']} {each['identifier']}" if isinstance(each, dict) else each)
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(help="The URI of the databackend to copy from.")],
+    target: Annotated[str, typer.Argument(help="The URI of the databackend to copy to.")],
+    source_metadata: Annotated[str | None, typer.Option(help="The source's metadata store, if elsewhere.")] = None,
+    target_metadata: Annotated[str | None, typer.Option(help="The target's metadata store, if elsewhere.")] = None,
+    source_artifacts: Annotated[str | None, typer.Option(help="The source's artifact store, if elsewhere.")] = None,
+    target_artifacts: Annotated[str | None, typer.Option(help="The target's artifact store, if elsewhere.")] = None,
+) -> None:
+    """Copy rows, components, artifacts and outputs from one set of backends to another; stop writing to the source first."""
+
+    async def run() -> None:
+        read = connect(source, metadata_store=source_metadata, artifact_store=source_artifacts)
+        write = connect(target, metadata_store=target_metadata, artifact_store=target_artifacts)
+        async with read as one, write as other:
+            async for each in copying.copy(one, other):
+                console.print(f"{each.what} {each.name}: {each.count:,}", highlight=False)
+
+    asyncio.run(run())
 
 
 @app.command()
