@@ -256,14 +256,14 @@ class Installer:
                 for job in await self._metadata.jobs(JobFilter(states=UNFINISHED, target=record.uuid, limit=100_000))
             ]
             try:
-                await self._commit_removal(records, jobs)
+                async with self._leases.dropping(artifacts) as announced:
+                    await self._commit_removal(records, jobs, announced)
+                    for record in records:
+                        self._registry.forget(record.uuid)
+                        self._stores.compute.forget(record.uuid)
             except (ConflictError, ComponentInUseError) as error:
                 conflict = error
                 continue
-            for record in records:
-                self._registry.forget(record.uuid)
-                self._stores.compute.forget(record.uuid)
-            await self._leases.collect(artifacts)
             return jobs
         raise conflict
 
@@ -298,13 +298,16 @@ class Installer:
             )
         return list(ordered.values())
 
-    async def _commit_removal(self, records: Sequence[ComponentRecord], jobs: Sequence[str]) -> None:
+    async def _commit_removal(
+        self, records: Sequence[ComponentRecord], jobs: Sequence[str], announced: Sequence[Change]
+    ) -> None:
         now = time.time()
         changes: list[Change] = [
             SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**_identity(record)).change() for record in records]
+        changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
         if not self._stores.shared:
             await self._metadata.commit(*changes)

@@ -31,6 +31,8 @@ from asyncdl.errors import (
     DatatypeError,
     LeaseLostError,
     ModelOutputError,
+    QueryError,
+    StoreError,
 )
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
@@ -58,8 +60,15 @@ class ListenerWork(Work):
         self._batches = 0
 
     async def run(self) -> None:
-        """Do the work."""
+        """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
         await self._load()
+        try:
+            await self._work()
+        except (StoreError, QueryError):  # its outputs may have been dropped under it
+            await self._record_if_needed()
+            raise
+
+    async def _work(self) -> None:
         if self._job.kind == BACKFILL:
             if self._arguments.get("sweep"):
                 await self._sweep(None)
@@ -105,12 +114,16 @@ class ListenerWork(Work):
         if not counting.cancelled() and counting.exception() is None:
             self._total = max(counting.result(), self._done)
 
+    async def _record_if_needed(self) -> ComponentRecord:
+        records = await self._stores.metadata.components(uuids=[self._job.target])
+        if not records or records[0].status == "retired":
+            what = "replaced by a newer version" if records else "removed"
+            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been {what}")
+        return records[0]
+
     async def _load(self) -> None:
         registry = self._stores.registry
-        records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records:
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
-        self._record: ComponentRecord = records[0]
+        self._record = await self._record_if_needed()
         component = await registry.load(self._record)
         assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
         self._listener = component
