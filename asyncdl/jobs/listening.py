@@ -42,6 +42,7 @@ from asyncdl.metadata.base import (
     AdvanceJob,
     Change,
     ComponentRecord,
+    JobFilter,
     JobRecord,
     SetComponentState,
     SetComponentStatus,
@@ -276,6 +277,8 @@ class ListenerWork(Work):
             ids=list(batch.ids),
             errors=len(results.errors),
         ).change(self._job.first, self._job.last)
+        if not stores.shared:
+            await self._hold()
         async with stores.databackend.transaction() as tx:
             if self._output.datatype is not None:
                 await stores.databackend.put_outputs(
@@ -287,8 +290,36 @@ class ListenerWork(Work):
             if stores.shared:
                 await stores.metadata.commit(advance, event, joining=tx)
         if not stores.shared:
-            await stores.metadata.commit(advance, event)
+            try:
+                await stores.metadata.commit(advance, event)
+            except LeaseLostError:
+                await self._put_right(batch)
+                raise
         self._done = done
+
+    async def _hold(self) -> None:
+        """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock."""
+        mine = JobFilter(ids=[self._job.id], owner=self._owner, states=["running"])
+        if not await self._stores.metadata.jobs(mine):
+            raise LeaseLostError(f"job {self._job.id} was taken over by another worker, or cancelled")
+        self.lease.check()
+
+    async def _put_right(self, batch: Batch) -> None:
+        """Take back what was written after the lease was lost, as far as it is wrong.
+
+        Where outputs are one commit with the lease's condition there is nothing of the kind. Elsewhere an output cannot have
+        overwritten a newer one, but it may belong to a row that went meanwhile, or to a listener that did.
+        """
+        stores = self._stores
+        gone = not await stores.metadata.components(uuids=[self._record.uuid])
+        if self._output.datatype is not None:
+            async with stores.databackend.transaction() as tx:
+                if gone:
+                    await stores.databackend.drop_outputs(self._output, tx)
+                else:
+                    await stores.databackend.sweep(
+                        self._select, self._outputs, self._output, ids=list(batch.ids), tx=tx
+                    )
 
     async def _look_again(self, batch: Batch) -> None:
         """Delete the outputs of rows that went, or left the select, between being read and having their outputs written."""

@@ -14,8 +14,9 @@ from typing import Any
 
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
 from asyncdl.events.types import JobFailed, JobSucceeded
+from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
-from asyncdl.jobs.work import Stores, Work
+from asyncdl.jobs.work import Lease, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -43,12 +44,16 @@ class RunnerOptions:
 class Runner:
     """Runs jobs in this process, each in a task of its own."""
 
-    def __init__(self, stores: Stores, options: RunnerOptions) -> None:
+    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping) -> None:
         self._stores = stores
+        self._dropping = dropping
         self._options = options
         self.owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._leases: dict[str, Lease] = {}
         self._room = asyncio.Event()
+        self._draining = False
+        self._drained = asyncio.Event()
 
     async def run(self) -> None:
         """Claim and run jobs until cancelled; then jobs under way go back to the queue, without costing an attempt."""
@@ -80,8 +85,16 @@ class Runner:
             commit.cancel()
             room.cancel()
 
+    async def drain(self) -> None:
+        """Claim no more jobs, and wait until those that run have ended."""
+        self._draining = True
+        self._drained.clear()
+        while self._running:
+            await self._drained.wait()
+            self._drained.clear()
+
     async def _claim(self, group: asyncio.TaskGroup, now: float) -> int:
-        free = self._options.concurrency - len(self._running)
+        free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
         claimed = 0
@@ -104,6 +117,7 @@ class Runner:
         work: Work | None = None
         try:
             work = work_of(self._stores, job, self.owner)
+            self._leases[job.id] = work.lease
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             await work.run()
@@ -119,7 +133,9 @@ class Runner:
             await self._fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
+            self._leases.pop(job.id, None)
             self._room.set()
+            self._drained.set()
 
     async def _succeed(self, job: JobRecord, work: Work) -> None:
         event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
@@ -129,16 +145,7 @@ class Runner:
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
-        if not conclusion.dropped:
-            await self._end(job, *changes)
-            return
-        async with self._stores.databackend.transaction() as tx:
-            for table in conclusion.dropped:
-                await self._stores.databackend.drop_outputs(table, tx)
-            if self._stores.shared:
-                await self._end(job, *changes, joining=tx)
-        if not self._stores.shared:
-            await self._end(job, *changes)
+        await self._dropping.drop(conclusion.dropped, lambda tx: self._end(job, *changes, joining=tx))
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
@@ -161,31 +168,56 @@ class Runner:
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
 
-    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> None:
+    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> bool:
+        """Commit a job's end; return whether that was done."""
         with contextlib.suppress(LeaseLostError):
             try:
                 await self._stores.metadata.commit(*changes, joining=joining)
+                return True
             except StoreError as error:
                 if isinstance(error, ConflictError):
                     raise
                 # Its lease will run out, and another attempt be made: nothing is lost.
                 logger.exception("the end of job %s could not be recorded", job.id)
+        return False
 
     async def _keep_leases(self) -> None:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""
+        seen, renew = 0, 0.0
         while True:
-            await asyncio.sleep(self._options.lease / 3)
+            seen = await self._stopping(seen, renew - time.time())
             ids = list(self._running)
-            if not ids:
-                continue
             try:
-                await self._stores.metadata.commit(RenewLeases(ids, self.owner, time.time() + self._options.lease))
-                held = {job.id for job in await self._stores.metadata.jobs(JobFilter(ids=ids, owner=self.owner))}
+                if time.time() >= renew:
+                    renew = time.time() + self._options.lease / 3
+                    await self._renew(ids)
+                held = await self._held(ids)
             except StoreError:
                 logger.exception("cannot renew leases; trying again")
+                await asyncio.sleep(self._options.lease / 10)
+                renew = 0.0
                 continue
             for job in set(ids) - held:
                 self.stop(job)
+
+    async def _stopping(self, seen: int, seconds: float) -> int:
+        """Wait until a job may have been stopped by another process, or for so many seconds."""
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                return await self._stores.metadata.wait_for_commits(seen, "stops")
+        except TimeoutError:
+            return seen
+
+    async def _held(self, ids: list[str]) -> set[str]:
+        found = await self._stores.metadata.jobs(JobFilter(ids=ids, owner=self.owner, limit=len(ids))) if ids else []
+        return {job.id for job in found}
+
+    async def _renew(self, ids: list[str]) -> None:
+        if ids:
+            until = time.time() + self._options.lease
+            await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
+            for lease in filter(None, map(self._leases.get, ids)):
+                lease.until = until
 
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""

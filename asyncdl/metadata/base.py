@@ -319,8 +319,9 @@ Change = (
 )
 
 
-Topic = Literal["anything", "events", "work", "completion"]
-"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished."""
+Topic = Literal["anything", "events", "work", "completion", "stops"]
+"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished; jobs that
+were moved by hand and, if they run, are to stop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ WAKING: list[tuple[Topic, Change]] = [
     ("work", FinishJob("mine", "me", "pending", 15.0)),
     ("completion", FinishJob("mine", "me", "succeeded", 15.0)),
     ("completion", SetJobState("waiting", "cancelled", ("pending",), 15.0)),
+    ("stops", SetJobState("mine", "cancelled", ("running",), 15.0)),
     ("completion", MoveCursor("cursor", 8, expected=7)),
 ]
 """Changes, and a topic whose waiters each must wake."""
