@@ -84,13 +84,14 @@ class Datalayer:
         runner: RunnerOptions | None = None,
         show: Show | None = None,
         worker: bool = True,
+        shard_rows: int = 100_000,
     ) -> None:
         self.databackend = databackend
         self.artifact_store = artifact_store
         self.metadata = metadata
         self.compute = compute
         self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
-        stores = Stores(metadata, databackend, compute, self._registry)
+        stores = Stores(metadata, databackend, compute, self._registry, shard_rows)
         self._intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
         self._dropping = Dropping(stores, self._intents)

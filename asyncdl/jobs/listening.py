@@ -36,6 +36,7 @@ from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
+from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.work import Conclusion, Stores, Work
 from asyncdl.metadata.base import (
@@ -57,14 +58,21 @@ class ListenerWork(Work):
         self._arguments: dict[str, Any] = codec.loads(job.payload)
         self._total: int | None = None
         self._batches = 0
+        self._shard = Shard.of_job(self._arguments)
+        self._split: list[Change] = []
 
     async def run(self) -> None:
         """Do the work."""
         await self._load()
         if self._job.kind == BACKFILL:
+            if self._shard is not None:
+                self._total = self._job.total
+                await self._process(self._reader.scan(missing=True, after=self._shard.after, until=self._shard.until))
+                return
             if self._arguments.get("sweep"):
                 await self._sweep(None)
-            await self._backfill()
+            if not await self._in_shards():
+                await self._backfill()
         elif self._job.kind == RECOMPUTE:
             await self._process(self._reader.scan(missing=False))
             await self._sweep(None)
@@ -76,7 +84,15 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        return await take_over(self._stores.metadata, self._job) if self._job.kind == BACKFILL else Conclusion()
+        if self._job.kind != BACKFILL or self._split:
+            return Conclusion(self._split)
+        counted: list[Change] = []
+        if self._shard is not None:
+            counted, last = await self._shard.succeeded(self._stores.metadata)
+            if not last:
+                return Conclusion(counted)
+        conclusion = await take_over(self._stores.metadata, self._job)
+        return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""
@@ -84,6 +100,18 @@ class ListenerWork(Work):
             return ()
         records = await self._stores.metadata.components(uuids=[self._job.target])
         return [SetComponentStatus(record.uuid, "failed") for record in records if record.status == "pending"]
+
+    async def _in_shards(self) -> bool:
+        """Prepare to leave a large backfill to shards, which become jobs together with this one's end."""
+        size = self._stores.shard_rows
+        boundaries = await self._reader.boundaries(size)
+        if len(boundaries) < 2:
+            return False
+        total = await self._reader.count_missing()
+        self._split = split(self._job, boundaries, size, max(total, len(boundaries) * size))
+        self._total = 0
+        await self._advance("split")
+        return True
 
     async def _backfill(self) -> None:
         """Compute what is missing, and meanwhile count it: on a large table that takes a while, and is one query."""

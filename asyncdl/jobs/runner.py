@@ -9,17 +9,27 @@ import random
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from asyncdl import codec
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
+from asyncdl.jobs.planner import BACKFILL
+from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import Lease, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
+
+
+_CONCLUSIONS = 20
+"""Tries to conclude a job; each that fails means that another got through."""
+_MOST_CLAIMABLE = 4096
+"""Jobs looked through, at most, for those that this process may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,8 @@ class Runner:
         self.owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
         self._leases: dict[str, Lease] = {}
+        self._parts: dict[str, str | None] = {}
+        """The running jobs, with the backfill of which they are shards."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -97,9 +109,18 @@ class Runner:
         free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
+        claimed, looked, limit = 0, 0, free + len(self._running)
+        while claimed < free and looked < limit <= _MOST_CLAIMABLE:
+            found = await self._stores.metadata.claimable(now, limit=limit)
+            claimed += await self._claim_among(found, group, now, free - claimed)
+            # Fewer than asked for: these were all. Otherwise there may be others behind those that were passed over.
+            looked, limit = (limit, 0) if len(found) < limit else (limit, limit * 4)
+        return claimed
+
+    async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
         claimed = 0
-        for job in await self._stores.metadata.claimable(now, limit=free + len(self._running)):
-            if job.id in self._running or claimed == free:
+        for job in jobs:
+            if job.id in self._running or claimed == free or not self._may_run(job):
                 continue
             try:
                 until = now + self._options.lease
@@ -109,8 +130,14 @@ class Runner:
             mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1)
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
+            self._parts[job.id] = _part(job)
             claimed += 1
         return claimed
+
+    def _may_run(self, job: JobRecord) -> bool:
+        """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        part = _part(job)
+        return part is None or part not in self._parts.values()
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
@@ -134,10 +161,21 @@ class Runner:
         finally:
             self._running.pop(job.id, None)
             self._leases.pop(job.id, None)
+            self._parts.pop(job.id, None)
             self._room.set()
             self._drained.set()
 
     async def _succeed(self, job: JobRecord, work: Work) -> None:
+        for _ in range(_CONCLUSIONS):
+            try:
+                await self._conclude(job, work)
+            except ConflictError as error:  # what it concluded from was changed meanwhile: it is concluded again
+                conflict = error
+            else:
+                return
+        raise conflict
+
+    async def _conclude(self, job: JobRecord, work: Work) -> None:
         event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
         conclusion = await work.conclude()
         changes: list[Change] = [
@@ -224,3 +262,8 @@ class Runner:
         task = self._running.get(job)
         if task is not None:
             task.cancel()
+
+
+def _part(job: JobRecord) -> str | None:
+    shard = Shard.of_job(codec.loads(job.payload)) if job.kind == BACKFILL else None
+    return None if shard is None else shard.of

@@ -22,6 +22,8 @@ class Stores:
     databackend: DataBackend
     compute: ComputeBackend
     registry: Registry
+    shard_rows: int = 100_000
+    """Rows in a shard of a backfill; one of less than twice as many is not split."""
 
     @property
     def shared(self) -> bool:

@@ -161,10 +161,11 @@ class PutComponent:
 
 @dataclass(frozen=True, slots=True)
 class SetComponentStatus:
-    """Change a component's status. Condition: it is installed."""
+    """Change a component's status. Condition: it is installed and, unless None, its status is still ``expected``."""
 
     uuid: str
     status: str
+    expected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
