@@ -138,6 +138,8 @@ class Connecting:
                 max_attempts=settings.job_max_attempts,
                 runner=RunnerOptions(settings.job_concurrency, settings.job_lease, settings.job_backoff),
                 show=progress.show if progress.wanted(settings.progress) else None,
+                worker=settings.worker,
+                shard_rows=settings.job_shard_rows,
             )
             await db.open()
             db.closes(stack)

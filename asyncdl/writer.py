@@ -32,19 +32,16 @@ class Writer:
     """
 
     def __init__(self, stores: Stores, intents: Intents) -> None:
-        self._stores = stores
+        self.stores = self._stores = stores
         self._intents = intents
 
     async def write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
         """Write; return the ids of the rows concerned, and the events."""
-        outputs: dict[str, OutputTable] = {}
-        for query in (request.where, *request.changes.values()):
-            if isinstance(query, Query):
-                outputs |= await self._stores.registry.outputs_of(query)
+        outputs = await self._outputs(request)
         if self._stores.shared:
             async with self._stores.databackend.transaction() as tx:
                 written = await self._stores.databackend.write(request, outputs, tx)
-                return written.ids, await self._stores.metadata.commit(*_changes(request, written), joining=tx)
+                return written.ids, await self.commit_in(_changes(request, written), tx)
         intent = await self._intents.announce(_WRITING, write=request.kind, table=request.table)
         try:
             try:
@@ -60,6 +57,22 @@ class Writer:
                 return written.ids, await self._stores.metadata.commit(*changes)
         finally:
             self._intents.settled(intent)
+
+    async def _outputs(self, request: WriteRequest) -> dict[str, OutputTable]:
+        outputs: dict[str, OutputTable] = {}
+        for query in (request.where, *request.changes.values()):
+            if isinstance(query, Query):
+                outputs |= await self._stores.registry.outputs_of(query)
+        return outputs
+
+    async def write_in(self, request: WriteRequest, tx: Any) -> tuple[list[Key], Sequence[Change]]:
+        """Write in a transaction that is under way; return the ids, and the events still to be committed with it."""
+        written = await self._stores.databackend.write(request, await self._outputs(request), tx)
+        return written.ids, _changes(request, written)
+
+    async def commit_in(self, changes: Sequence[Change], tx: Any) -> list[EventRecord]:
+        """Commit a transaction together with the events about it."""
+        return await self._stores.metadata.commit(*changes, joining=tx)
 
     async def recover(self) -> None:
         """Have looked at what processes that died in the middle of a write may have written."""
