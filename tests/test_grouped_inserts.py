@@ -21,9 +21,8 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "sqlite":
-        uri = f"sqlite:///{tmp_path / 'app.db'}"
-    else:
+    uri = f"sqlite:///{tmp_path / 'app.db'}"
+    if request.param == "postgresql":
         uri = request.getfixturevalue("postgresql").url(tmp_path)
     async with asyncdl.connect(uri, artifact_store=f"filesystem://{tmp_path / 'artifacts'}") as db:
         await db.execute(db["t"].insert({"id": 0, "x": 0}))
