@@ -76,13 +76,18 @@ class Server:
     def _wait(self, what: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(60)
 
+    async def _close(self) -> None:
+        for each in self._connections.values():
+            if not each.is_closed():  # DROP DATABASE may have ended it, and nobody have noticed yet
+                await each.close(timeout=5)
+        await asyncio.sleep(0)  # a transport is closed by the turn of the loop after
+
     def start(self) -> None:
         self.run(f"CREATE DATABASE {self.database} TEMPLATE template0 ENCODING 'UTF8'", url=self._base)
 
     def stop(self) -> None:
         self.run(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)", url=self._base)
-        for each in self._connections.values():
-            each.terminate()
+        self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
