@@ -202,11 +202,15 @@ async def test_a_transaction_whose_statement_was_cancelled_has_ended(database: P
 
 
 async def test_a_connection_whose_statement_was_cancelled_is_given_back_clean(database: PostgreSQLDatabase) -> None:
+    running = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    )
     for _ in range(20):  # the block ends well, though a statement in it was cancelled
         async with database.transaction() as tx:
             await tx.run(insert(1))
             statement = asyncio.create_task(tx.run(Statement("SELECT pg_sleep(60)", fetch=True)))
-            await asyncio.sleep(0.005)
+            await until(lambda: database.fetch(running), 1)
             statement.cancel()
             await asyncio.wait([statement])
         assert await ids(database) == [0]
