@@ -144,6 +144,7 @@ class Datalayer:
     async def _stop(self) -> None:
         self.events.close()
         self._completion.close()
+        await self._writer.aclose()
         await self._supervisor.stop()
 
     async def _load_datatypes(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
+from asyncdl.grouping import GroupedInserts
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import Change, DeleteIntent, EventRecord
@@ -34,9 +35,24 @@ class Writer:
     def __init__(self, stores: Stores, intents: Intents) -> None:
         self.stores = self._stores = stores
         self._intents = intents
+        self._inserts = GroupedInserts(self._write)
 
     async def write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
-        """Write; return the ids of the rows concerned, and the events."""
+        """Write; return the ids of the rows concerned, and the events: those of small inserts may tell of others' as well."""
+        # one that makes the table is by itself: the columns' types come from its rows alone
+        if (
+            self._stores.databackend.language == "ibis"
+            and self._inserts.takes(request)
+            and await self._stores.databackend.schema(request.table) is not None
+        ):
+            return await self._inserts.write(request)
+        return await self._write(request)
+
+    async def aclose(self) -> None:
+        """Wait for writes under way whose callers have gone."""
+        await self._inserts.aclose()
+
+    async def _write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
         outputs = await self._outputs(request)
         if self._stores.shared:
             async with self._stores.databackend.transaction() as tx:

@@ -164,13 +164,22 @@ class SQLDataBackend(DataBackend):
     ) -> TableSchema:
         """Compile a query, have the database prepare it where its tables are there, and return its columns and key."""
         if tables is None:
-            compiled = await self._compiler.compile(query, outputs)
-            await self._fetch(f"EXPLAIN {compiled.sql}")
+            try:
+                compiled = await self._explained(query, outputs)
+            except QueryError:  # another program may have changed the tables since they were looked at
+                if not await self._catalog.refresh(force=True):
+                    raise
+                compiled = await self._explained(query, outputs)
         elif await self._catalog.present(query.tables()) == query.tables():
             compiled = await self._compiler.compile(query, outputs)
         else:
             compiled = await self._compiler.compile_provisionally(query, outputs, tables)
         return TableSchema(query.root(), {each.name: each.datatype for each in compiled.columns}, compiled.key)
+
+    async def _explained(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> Compiled:
+        compiled = await self._compiler.compile(query, outputs)
+        await self._fetch(f"EXPLAIN {compiled.sql}")
+        return compiled
 
     async def read(
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int = 1000
