@@ -339,11 +339,12 @@ async def test_a_server_killed_and_restarted_under_load_loses_nothing_acknowledg
         async with progress:
             await progress.wait_for(lambda: len(acknowledged) >= enough)
 
-    await store.open()
-    await other.open()
+    tasks: list[asyncio.Task[None]] = []
     try:
-        tasks = [asyncio.create_task(commit(n)) for n in range(6)]
-        for _ in range(4):
+        await store.open()
+        await other.open()
+        tasks += [asyncio.create_task(commit(n)) for n in range(6)]
+        for _ in range(10):
             await some_more()
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
@@ -363,10 +364,11 @@ async def test_a_server_killed_and_restarted_under_load_loses_nothing_acknowledg
         await store.commit(event("after"))
         while await other.last_event() == len(log):
             seen = await asyncio.wait_for(other.wait_for_commits(seen), 10)
-        await other.aclose()
-        await store.aclose()
     finally:
         stop = True
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await other.aclose()
+        await store.aclose()
         server.stop()
 
 
