@@ -181,27 +181,32 @@ class GridFSArtifactStore(ArtifactStore):
 
     async def open_stream(self, sha256: str) -> AsyncIterator[bytes]:
         """Yield an artifact's bytes in chunks of at most `CHUNK`."""
+        async with aclosing(self._verified(sha256)) as batches:
+            async for batch in batches:
+                for data in batch:
+                    for at in range(0, len(data), CHUNK):  # another tool's chunks may be larger
+                        yield data[at : at + CHUNK]
+
+    async def get(self, sha256: str) -> bytes:
+        """Return an artifact's verified bytes, whole."""
+        parts: list[bytes] = []
+        async with aclosing(self._verified(sha256)) as batches:
+            async for batch in batches:
+                parts.extend(batch)
+        return await self.in_thread(b"".join, parts)
+
+    async def _verified(self, sha256: str) -> AsyncGenerator[list[bytes], None]:
+        """Yield the chunks' bytes, hashed meanwhile; raises at the end if they are others than the name says."""
         digest = hashlib.sha256()
         async with aclosing(self._read(sha256)) as batches:
             async for batch in batches:
                 hashing = self.in_thread(_update, digest, batch)
                 try:
-                    for data in batch:
-                        for at in range(0, len(data), CHUNK):  # another tool's chunks may be larger
-                            yield data[at : at + CHUNK]
+                    yield batch
                 finally:
                     await finished(hashing)
-        self._verify(sha256, digest.hexdigest())
-
-    async def get(self, sha256: str) -> bytes:
-        """Return an artifact's verified bytes, whole."""
-        parts: list[bytes] = []
-        async with aclosing(self._read(sha256)) as batches:
-            async for batch in batches:
-                parts.extend(batch)
-        data, found = await self.in_thread(_joined, parts)
-        self._verify(sha256, found)
-        return data
+        if digest.hexdigest() != sha256:
+            raise ArtifactCorruptError(f"{self.url}: the bytes of artifact {sha256} have the hash {digest.hexdigest()}")
 
     async def _read(self, sha256: str) -> AsyncGenerator[list[bytes], None]:
         """Yield the chunks' bytes, some at a time, the next being read meanwhile."""
@@ -223,10 +228,6 @@ class GridFSArtifactStore(ArtifactStore):
                 if following is not None:
                     with suppress(Exception):  # it has been raised, or nobody reads on
                         await finished(following)
-
-    def _verify(self, sha256: str, found: str) -> None:
-        if found != sha256:
-            raise ArtifactCorruptError(f"{self.url}: the bytes of artifact {sha256} have the hash {found}")
 
     async def exists(self, sha256: str) -> bool:
         """Return whether the artifact is there and complete."""
@@ -350,8 +351,3 @@ class _Upload:
 def _update(digest: hashlib._Hash, parts: Iterable[bytes]) -> None:
     for each in parts:
         digest.update(each)
-
-
-def _joined(parts: Iterable[bytes]) -> tuple[bytes, str]:
-    data = b"".join(parts)
-    return data, hashlib.sha256(data).hexdigest()
