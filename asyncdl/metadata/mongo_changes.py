@@ -128,6 +128,15 @@ class Plan:
         self.events: list[EventRecord] = []
         self._pruned = 0
 
+    def copy(self) -> tuple[dict[Key, Document | None], int, int, int]:
+        """Return what `back_to` takes."""
+        return dict(self._now), self.seq, len(self.events), self._pruned
+
+    def back_to(self, before: tuple[dict[Key, Document | None], int, int, int]) -> None:
+        """Forget what was planned since a `copy`."""
+        self._now, self.seq, events, self._pruned = before
+        del self.events[events:]
+
     def get(self, collection: Collection, key: Any) -> Document | None:
         """Return a document as it is now."""
         return self._now.get((collection, key))
