@@ -22,6 +22,7 @@ from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
+from asyncdl.drivers.mysql import MySQLDatabase
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sql import SQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
@@ -215,8 +216,9 @@ class _Plan:
 
 
 def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
-    if isinstance(one, PostgreSQLDatabase) and isinstance(other, PostgreSQLDatabase):
-        return one.place == other.place
+    for kind in (PostgreSQLDatabase, MySQLDatabase):
+        if isinstance(one, kind) and isinstance(other, kind):
+            return bool(one.place == other.place)
     paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
     return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
 
@@ -254,11 +256,20 @@ def _database(uri: str, what: str) -> _MakeDatabase:
     if scheme in {"postgresql", "postgres"}:
         database = PostgreSQLDatabase(uri)
         return lambda stack: database
+    if scheme in {"mysql", "mariadb"}:
+        if what == "databackend":
+            raise UnknownSchemeError(
+                f"there is no {what} on MySQL yet (from {redact(uri)!r}); metadata_store may be there"
+            )
+        mysql = MySQLDatabase(uri)
+        return lambda stack: mysql
     if scheme in _MONGODB:
         raise UnknownSchemeError(
             f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
         )
-    served = "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
+    served = (
+        "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql://, mysql:// and mongodb://"
+    )
     raise UnknownSchemeError(_unknown(uri, what, served))
 
 
