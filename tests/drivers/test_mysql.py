@@ -425,3 +425,58 @@ def test_urls() -> None:
         with pytest.raises(ConfigurationError) as caught:
             MySQLDatabase(bad)
         assert "secret" not in str(caught.value)
+
+
+# tables in transactions, which MySQL itself ends with each of them
+
+MAKE = Statement("CREATE TABLE made (id BIGINT PRIMARY KEY)", table="made")
+DROP = Statement("DROP TABLE IF EXISTS made", table="made")
+FILL = Statement("INSERT INTO made VALUES (1)")
+
+
+async def tables(database: MySQLDatabase) -> set[str]:
+    return {row[0] for row in await database.fetch("SHOW TABLES")}
+
+
+async def changing(database: MySQLDatabase) -> list[tuple[Any, ...]]:
+    return await database.fetch("SELECT name FROM _asyncdl_changes")
+
+
+async def test_a_table_made_in_a_transaction_goes_with_it(database: MySQLDatabase) -> None:
+    async def make() -> None:
+        async with database.transaction() as tx:
+            await tx.run(insert(1), MAKE, FILL)
+            assert await changing(database) == [("made",)]  # to others it is not there
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await make()
+    assert "made" not in await tables(database)
+    assert await changing(database) == []
+    assert await ids(database) == [0]
+    await database.write(insert(1), MAKE, FILL)
+    assert await database.fetch("SELECT id FROM made") == [(1,)]
+    assert (await ids(database), await changing(database)) == ([0, 1], [])
+
+
+async def test_a_table_is_dropped_with_its_transaction_alone(database: MySQLDatabase) -> None:
+    await database.write(MAKE, FILL)
+    with pytest.raises(DuplicateKeyError):
+        await database.write(DROP, insert(0))
+    assert await database.fetch("SELECT id FROM made") == [(1,)]
+    await database.write(insert(1), DROP)
+    assert "made" not in await tables(database)
+    assert (await ids(database), await changing(database)) == ([0, 1], [])
+
+
+async def test_what_a_dead_process_left_is_cleared_away(database: MySQLDatabase) -> None:
+    async with database.transaction() as tx:
+        await tx.run(MAKE, FILL)
+        tx._driver.close()  # as if the process had died
+        tx._made.clear()
+        with pytest.raises(StoreUnavailableError):
+            await tx.run(FILL)
+    assert "made" in await tables(database)
+    await database.recover()
+    assert "made" not in await tables(database)
+    assert await changing(database) == []
