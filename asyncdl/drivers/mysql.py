@@ -7,8 +7,9 @@ Transactions read what is committed when each of their statements begins (``READ
 `MySQLDatabase.lock`: a named one (``GET_LOCK``), which is released behind the commit. Named locks belong to one server: a
 cluster with several writers needs one of them for asyncdl.
 
-Parameters are sent as literals and several statements together, which asyncmy and aiomysql both can; a script of a metadata
-commit takes two round trips in place of one for each statement.
+asyncmy and not aiomysql: it parses results in C, several times faster, and closes a connection whose statement was cancelled.
+Parameters are sent as literals and several statements together: a metadata commit takes two round trips in place of one for
+each statement, and of many rows some hundred go in one.
 """
 
 from __future__ import annotations
