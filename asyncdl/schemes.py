@@ -22,6 +22,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
+from asyncdl.drivers.mysql import MySQLDatabase
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ConfigurationError, UnknownSchemeError
@@ -127,6 +128,11 @@ def _postgresql(uri: str) -> Maker:
     return lambda stack: database
 
 
+def _mysql(uri: str) -> Maker:
+    database = MySQLDatabase(uri)
+    return lambda stack: database
+
+
 def _mongodb(uri: str) -> Maker:
     database_name(uri)  # raises, at once, what would else be told when it is opened
     return lambda stack: MongoDatabase(uri)
@@ -155,6 +161,13 @@ _POSTGRESQL = Kind(
     databackend=SQLDataBackend,
     metadata_store=SQLMetadataStore,
 )
+_MYSQL = Kind(
+    name="MySQL, MariaDB",
+    schemes=("mysql", "mariadb"),
+    example="mysql://user:password@localhost:3306/app",
+    locate=_mysql,
+    metadata_store=SQLMetadataStore,
+)
 _MONGODB = Kind(
     name="MongoDB",
     schemes=("mongodb", "mongodb+srv"),
@@ -171,6 +184,6 @@ _FILESYSTEM = Kind(
     artifact_store=lambda folder, identity: FilesystemArtifactStore(folder / identity),
 )
 
-KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MONGODB, _FILESYSTEM)
+KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _MONGODB, _FILESYSTEM)
 
-_OF_DATABASE = {SQLiteDatabase: _SQLITE, PostgreSQLDatabase: _POSTGRESQL, MongoDatabase: _MONGODB}
+_OF_DATABASE = {SQLiteDatabase: _SQLITE, PostgreSQLDatabase: _POSTGRESQL, MySQLDatabase: _MYSQL, MongoDatabase: _MONGODB}

@@ -14,6 +14,7 @@ import pytest
 import asyncdl
 from asyncdl import Datalayer, Query
 from tests import mongodb
+from tests import mysql as mysql_server
 from tests import postgresql as postgresql_server
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
@@ -51,13 +52,14 @@ async def no_task_is_left() -> AsyncIterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave one of the tests that need PostgreSQL where there can be none: its skip says why."""
-    if os.environ.get("CI") or postgresql_server.why_not() is None:
-        return
-    lacking = [each for each in items if "postgresql" in getattr(each, "fixturenames", ())]
-    left_out = set(lacking[1:])
-    config.hook.pytest_deselected(items=lacking[1:])
-    items[:] = [each for each in items if each not in left_out]
+    """Leave one of the tests that need a server where there can be none: its skip says why."""
+    for fixture, server in (("postgresql", postgresql_server), ("mysql", mysql_server)):
+        if os.environ.get("CI") or server.why_not() is None:
+            continue
+        lacking = [each for each in items if fixture in getattr(each, "fixturenames", ())]
+        left_out = set(lacking[1:])
+        config.hook.pytest_deselected(items=lacking[1:])
+        items[:] = [each for each in items if each not in left_out]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +69,16 @@ def postgresql() -> Iterator[postgresql_server.Server]:
     if reason is not None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no PostgreSQL: {reason}")
     with postgresql_server.serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mysql() -> Iterator[mysql_server.Server]:
+    """A real MariaDB or MySQL server; where there can be none: a failure in CI, elsewhere a skip."""
+    reason = mysql_server.why_not()
+    if reason is not None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no MySQL: {reason}")
+    with mysql_server.serve() as server:
         yield server
 
 

@@ -53,6 +53,8 @@ class Statement:
         The message and the type of that error.
     quiet
         Whether nobody looks at the outcome: then a driver may send the statement together with others.
+    table
+        The table that the statement makes or drops, for databases that end a transaction with such a statement.
     """
 
     sql: str
@@ -65,6 +67,7 @@ class Statement:
     conflict: str = "a condition of the commit did not hold"
     error: type[AsyncDLError] = ConflictError
     quiet: bool = False
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,14 @@ class SQLDatabase(ABC):
     def announce(self, words: str) -> tuple[Statement, ...]:
         """Return the statements that tell those who iterate over `changes` of this transaction, once it is committed."""
         return ()
+
+    def provisions(self) -> tuple[Statement, ...]:
+        """Return the statements that make what `announce` and `version` need, where there is none."""
+        return ()
+
+    def ddl(self, construct: Any) -> Statement:
+        """Return the statement of a SQLAlchemy construct that makes a table or an index."""
+        return Statement(str(construct.compile(dialect=self.dialect)))
 
     async def changes(self) -> AsyncIterator[str]:
         """Yield whenever something may have been committed: what was announced, or an empty text if that is not known.

@@ -73,9 +73,7 @@ class SQLMetadataStore(MetadataStore):
         self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
 
     async def _migrate(self) -> None:
-        def ddl(construct: CreateTable | CreateIndex) -> Statement:
-            return Statement(str(construct.compile(dialect=self.database.dialect)))
-
+        ddl = self.database.ddl
         async with self.database.transaction() as tx:
             tx.defer(*self.database.lock("schema"))
             # The version first: nothing else is known of the tables of another one.
@@ -86,6 +84,7 @@ class SQLMetadataStore(MetadataStore):
                     tx.defer(ddl(CreateTable(table, if_not_exists=True)))
                     indexes = sorted(table.indexes, key=lambda index: str(index.name))
                     tx.defer(*(ddl(CreateIndex(index, if_not_exists=True)) for index in indexes))
+                tx.defer(*self.database.provisions())
                 identity = uuid4().hex
                 made = {"version": SCHEMA_VERSION, "identity": identity}
                 await tx.commit(self.database.statement("put_schema", lambda: insert(schema), made))

@@ -6,8 +6,9 @@ Texts compare by code point, whatever the language of the database: PostgreSQL's
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Double, ForeignKey, Index, Integer, MetaData, Table
 from sqlalchemy import String as _String
+from sqlalchemy import Text as _Text
 from sqlalchemy.types import TypeEngine
 
 SCHEMA_VERSION = 1
@@ -20,7 +21,11 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 def String(length: int) -> TypeEngine[str]:  # noqa: N802 - as SQLAlchemy's type
     """Return the type of a text of this length, which PostgreSQL need not know."""
-    return _String(length).with_variant(Text(collation="C"), "postgresql")
+    return _String(length).with_variant(_Text(collation="C"), "postgresql")
+
+
+# of any length, where MySQL's TEXT would hold 64 kB
+Text = _Text().with_variant(_Text(2**30 - 1), "mysql", "mariadb")
 
 
 schema = Table(
