@@ -226,8 +226,8 @@ def _(change: base.PutComponent, on: Plan) -> None:
 @plan.register
 def _(change: base.SetComponentStatus, on: Plan) -> None:
     found = on.get("components", change.uuid)
-    if found is None:
-        raise ConflictError(f"component {change.uuid} is not installed any more")
+    if found is None or change.expected not in {None, found["status"]}:
+        raise ConflictError(f"component {change.uuid} was removed, or its status changed by another process")
     on.set("components", found, status=change.status)
 
 
