@@ -52,33 +52,46 @@ class ArtifactLeases:
             if not any(alive and hashes & set(details["hashes"]) for _, details, alive in collecting):
                 return
 
-    async def collect(self, candidates: Collection[str]) -> list[str]:
-        """Delete those of these artifacts that nothing refers to; return them."""
+    @asynccontextmanager
+    async def dropping(self, candidates: Collection[str]) -> AsyncIterator[list[Change]]:
+        """Delete, after the block, those of these artifacts that nothing refers to.
+
+        Yields changes for the commit, in the block, that drops references: whoever dies after it is followed by `recover`.
+        """
         if not candidates:
-            return []
-        intent = await self._intents.announce(_COLLECTING, hashes=sorted(candidates))
+            yield []
+            return
+        put, done = self._intents.draft(_COLLECTING, hashes=sorted(candidates))
         try:
-            used = await self._metadata.artifacts()
-            for _, details, alive in await self._intents.read(_ADDING):
-                if alive:
-                    used |= set(details["hashes"])
-            gone = sorted(set(candidates) - used)
-            for sha256 in gone:
-                await self._artifact_store.delete(sha256)
+            yield [put]
+            try:
+                await self._delete(candidates)
+            finally:
+                await self._withdraw(done)
         finally:
-            await self._withdraw(intent)
-            self._intents.settled(intent)
-        return gone
+            self._intents.settled(done)
+
+    async def _delete(self, candidates: Collection[str]) -> None:
+        used = await self._metadata.artifacts()
+        for _, details, alive in await self._intents.read(_ADDING):
+            if alive:
+                used |= set(details["hashes"])
+        for sha256 in sorted(set(candidates) - used):
+            await self._artifact_store.delete(sha256)
 
     async def recover(self) -> None:
         """Take up what processes that died left: half-finished deletions, and artifacts of additions that never were."""
         left: set[str] = set()
+        withdrawn: list[DeleteIntent] = []
         for kind in (_COLLECTING, _ADDING):
             for record, details, alive in await self._intents.read(kind):
                 if not alive:
                     left |= set(details["hashes"])
-                    await self._withdraw(DeleteIntent(record.id))
-        await self.collect(left)
+                    withdrawn.append(DeleteIntent(record.id))
+        if withdrawn:
+            with contextlib.suppress(ConflictError):  # another process takes them up
+                async with self.dropping(left) as announced:
+                    await self._metadata.commit(*announced, *withdrawn)
 
     async def _withdraw(self, intent: DeleteIntent) -> None:
         with contextlib.suppress(ConflictError):  # it was committed after all, or another process has recovered it

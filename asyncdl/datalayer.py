@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -34,6 +35,7 @@ from asyncdl.installer import Installed, Installer
 from asyncdl.intents import Intents
 from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
+from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
@@ -42,6 +44,7 @@ from asyncdl.metadata.base import EventRecord, MetadataStore
 from asyncdl.prediction import Predictor
 from asyncdl.query import Cursor, Query, Write, table
 from asyncdl.supervisor import Supervisor
+from asyncdl.transaction import Transaction, transaction
 from asyncdl.writer import Writer
 
 logger = logging.getLogger("asyncdl")
@@ -80,34 +83,33 @@ class Datalayer:
         max_attempts: int = 3,
         runner: RunnerOptions | None = None,
         show: Show | None = None,
+        worker: bool = True,
+        shard_rows: int = 100_000,
     ) -> None:
         self.databackend = databackend
         self.artifact_store = artifact_store
         self.metadata = metadata
         self.compute = compute
         self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
-        stores = Stores(metadata, databackend, compute, self._registry)
+        stores = Stores(metadata, databackend, compute, self._registry, shard_rows)
         self._intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
-        self._installer = Installer(stores, self._leases)
+        self._dropping = Dropping(stores, self._intents)
+        self._installer = Installer(stores, self._leases, self._dropping)
         self._writer = Writer(stores, self._intents)
         self._predictor = Predictor(stores)
-        self._runner = Runner(stores, runner or RunnerOptions())
+        self._runner = Runner(stores, runner or RunnerOptions(), self._dropping)
         self._completion = Completion(metadata)
         self._follow = Follow(metadata, self._completion, show)
         self.events = EventLog(metadata)
         self.jobs = Jobs(metadata, self._runner)
         self._bus = EventBus(self.events)
         scheduler = Scheduler(metadata, self._registry, max_attempts=max_attempts)
-        self._supervisor = Supervisor(
-            {
-                "scheduler": scheduler.run,
-                "runner": self._runner.run,
-                "handlers": self._run_handlers,
-                "completion": self._completion.run,
-                "recovery": self._recover,
-            }
-        )
+        self._worker = worker
+        services = {"handlers": self._run_handlers, "completion": self._completion.run}
+        if worker:
+            services |= {"scheduler": scheduler.run, "runner": self._runner.run, "recovery": self._recover}
+        self._supervisor = Supervisor(services)
         self._stack = AsyncExitStack()
         self._handled_since: int | None = None
         self._state = "new"
@@ -142,6 +144,7 @@ class Datalayer:
     async def _stop(self) -> None:
         self.events.close()
         self._completion.close()
+        await self._writer.aclose()
         await self._supervisor.stop()
 
     async def _load_datatypes(self) -> None:
@@ -151,7 +154,7 @@ class Datalayer:
 
     async def _reconcile_at_start(self) -> None:
         """Have outputs compared with rows that other programs may have written meanwhile."""
-        if await self.metadata.components(type_id="listener"):
+        if self._worker and await self.metadata.components(type_id="listener"):
             await self.metadata.commit(ReconcileRequested().change())
 
     async def _recover(self) -> None:
@@ -159,7 +162,15 @@ class Datalayer:
         while True:
             await self._writer.recover()
             await self._leases.recover()
+            await self._dropping.recover()
             await asyncio.sleep(_RECOVER_EVERY)
+
+    async def drain(self, grace: float) -> None:
+        """Claim no more jobs, and wait until those that run have ended, for so many seconds at most; then close it."""
+        self._opened()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._runner.drain()
 
     async def aclose(self) -> None:
         """Stop working, and close what `asyncdl.connect` opened; closing twice is allowed.
@@ -225,6 +236,20 @@ class Datalayer:
         outputs = await self._registry.outputs_of(query)
         schema = await self.databackend.check(query, outputs)
         return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a transaction: ``async with db.transaction() as tx: await tx.execute(...)``.
+
+        Its rows and the events about them are committed together at the end of the block, or, if that raises, neither.
+        Meanwhile SQLite has no other writer: keep it short, and don't use `execute` within the block.
+
+        Raises
+        ------
+        ConfigurationError
+            On entering, where rows and events are in different databases.
+        """
+        self._opened()
+        return transaction(self._writer, self._follow)
 
     async def tables(self) -> list[str]:
         """Return the names of the tables."""

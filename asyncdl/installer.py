@@ -26,6 +26,7 @@ from asyncdl.errors import (
     UntrustedArtifactError,
 )
 from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved
+from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
     UNFINISHED,
@@ -64,8 +65,9 @@ class _Draft:
 class Installer:
     """Puts components into the stores and takes them out."""
 
-    def __init__(self, stores: Stores, leases: ArtifactLeases) -> None:
+    def __init__(self, stores: Stores, leases: ArtifactLeases, dropping: Dropping) -> None:
         self._stores = stores
+        self._dropping = dropping
         self._registry = stores.registry
         self._metadata = stores.metadata
         self._databackend = stores.databackend
@@ -256,14 +258,14 @@ class Installer:
                 for job in await self._metadata.jobs(JobFilter(states=UNFINISHED, target=record.uuid, limit=100_000))
             ]
             try:
-                await self._commit_removal(records, jobs)
+                async with self._leases.dropping(artifacts) as announced:
+                    await self._commit_removal(records, jobs, announced)
+                    for record in records:
+                        self._registry.forget(record.uuid)
+                        self._stores.compute.forget(record.uuid)
             except (ConflictError, ComponentInUseError) as error:
                 conflict = error
                 continue
-            for record in records:
-                self._registry.forget(record.uuid)
-                self._stores.compute.forget(record.uuid)
-            await self._leases.collect(artifacts)
             return jobs
         raise conflict
 
@@ -298,21 +300,23 @@ class Installer:
             )
         return list(ordered.values())
 
-    async def _commit_removal(self, records: Sequence[ComponentRecord], jobs: Sequence[str]) -> None:
+    async def _commit_removal(
+        self, records: Sequence[ComponentRecord], jobs: Sequence[str], announced: Sequence[Change]
+    ) -> None:
         now = time.time()
         changes: list[Change] = [
             SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**_identity(record)).change() for record in records]
+        changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
-        if not self._stores.shared:
-            await self._metadata.commit(*changes)
-        async with self._databackend.transaction() as tx:
-            for each in outputs:
-                await self._databackend.drop_outputs(each, tx)
-            if self._stores.shared:
-                await self._metadata.commit(*changes, joining=tx)
+
+        async def commit(tx: Any) -> bool:
+            await self._metadata.commit(*changes, joining=tx)
+            return True
+
+        await self._dropping.drop(outputs, commit)
 
 
 def _identity(record: ComponentRecord) -> dict[str, Any]:

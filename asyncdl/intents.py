@@ -25,8 +25,11 @@ class Intents:
         self._metadata = metadata
         self._mine: set[str] = set()
 
-    async def announce(self, kind: str, **details: Any) -> DeleteIntent:
-        """Announce a deed; return the change that says it has been done."""
+    def draft(self, kind: str, **details: Any) -> tuple[PutIntent, DeleteIntent]:
+        """Return the changes that announce a deed, in a commit of the caller's, and that say it has been done.
+
+        Whatever becomes of them, `settled` is to be called.
+        """
         record = IntentRecord(
             id=uuid4().hex,
             payload=codec.dumps({"kind": kind, **details}).decode(),
@@ -34,12 +37,17 @@ class Intents:
             created=time.time(),
         )
         self._mine.add(record.id)
+        return PutIntent(record), DeleteIntent(record.id)
+
+    async def announce(self, kind: str, **details: Any) -> DeleteIntent:
+        """Announce a deed; return the change that says it has been done."""
+        put, done = self.draft(kind, **details)
         try:
-            await self._metadata.commit(PutIntent(record))
+            await self._metadata.commit(put)
         except BaseException:
-            self._mine.discard(record.id)
+            self.settled(done)
             raise
-        return DeleteIntent(record.id)
+        return done
 
     def settled(self, intent: DeleteIntent) -> None:
         """Say that the deed is over: if its intent is still there, it was left."""

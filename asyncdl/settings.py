@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     )
     artifact_store: str | None = Field(
         None,
-        description="Where models and large values are; by default GridFS where the metadata store is on MongoDB, "
+        description="Where models and large values are; by default GridFS where metadata store or databackend are on MongoDB, "
         "else ``filesystem://.asyncdl/artifacts/``.",
     )
     compute: str = Field("local", description="Where models run.")
@@ -69,7 +69,16 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="Threads for plain-function models; by default one per core.")
     processes: int | None = Field(None, ge=1, description="Processes for models with ``on='process'``; one per core.")
+    worker: bool = Field(
+        True,
+        description="Whether this process does the work that follows; without, another one must (`asyncdl worker`).",
+    )
     job_concurrency: int = Field(8, ge=1, description="Jobs at once in this process.")
+    job_shard_rows: int = Field(
+        100_000,
+        ge=1,
+        description="Rows in a part of a large backfill, which is run in parts, by several workers at once.",
+    )
     job_lease: float = Field(30.0, gt=0, description="Seconds after which a silent process's jobs are taken over.")
     job_backoff: float = Field(
         1.0, ge=0, description="Seconds before a failed job's second attempt; doubled for each more."

@@ -9,6 +9,7 @@ from typing import Any
 from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
+from asyncdl.grouping import GroupedInserts
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import Change, DeleteIntent, EventRecord
@@ -32,19 +33,31 @@ class Writer:
     """
 
     def __init__(self, stores: Stores, intents: Intents) -> None:
-        self._stores = stores
+        self.stores = self._stores = stores
         self._intents = intents
+        self._inserts = GroupedInserts(self._write)
 
     async def write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
-        """Write; return the ids of the rows concerned, and the events."""
-        outputs: dict[str, OutputTable] = {}
-        for query in (request.where, *request.changes.values()):
-            if isinstance(query, Query):
-                outputs |= await self._stores.registry.outputs_of(query)
+        """Write; return the ids of the rows concerned, and the events: those of small inserts may tell of others' as well."""
+        # one that makes the table is by itself: the columns' types come from its rows alone
+        if (
+            self._stores.databackend.language == "ibis"
+            and self._inserts.takes(request)
+            and await self._stores.databackend.schema(request.table) is not None
+        ):
+            return await self._inserts.write(request)
+        return await self._write(request)
+
+    async def aclose(self) -> None:
+        """Wait for writes under way whose callers have gone."""
+        await self._inserts.aclose()
+
+    async def _write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
+        outputs = await self._outputs(request)
         if self._stores.shared:
             async with self._stores.databackend.transaction() as tx:
                 written = await self._stores.databackend.write(request, outputs, tx)
-                return written.ids, await self._stores.metadata.commit(*_changes(request, written), joining=tx)
+                return written.ids, await self.commit_in(_changes(request, written), tx)
         intent = await self._intents.announce(_WRITING, write=request.kind, table=request.table)
         try:
             try:
@@ -60,6 +73,22 @@ class Writer:
                 return written.ids, await self._stores.metadata.commit(*changes)
         finally:
             self._intents.settled(intent)
+
+    async def _outputs(self, request: WriteRequest) -> dict[str, OutputTable]:
+        outputs: dict[str, OutputTable] = {}
+        for query in (request.where, *request.changes.values()):
+            if isinstance(query, Query):
+                outputs |= await self._stores.registry.outputs_of(query)
+        return outputs
+
+    async def write_in(self, request: WriteRequest, tx: Any) -> tuple[list[Key], Sequence[Change]]:
+        """Write in a transaction that is under way; return the ids, and the events still to be committed with it."""
+        written = await self._stores.databackend.write(request, await self._outputs(request), tx)
+        return written.ids, _changes(request, written)
+
+    async def commit_in(self, changes: Sequence[Change], tx: Any) -> list[EventRecord]:
+        """Commit a transaction together with the events about it."""
+        return await self._stores.metadata.commit(*changes, joining=tx)
 
     async def recover(self) -> None:
         """Have looked at what processes that died in the middle of a write may have written."""

@@ -52,3 +52,11 @@ async def unhurried(x: int) -> int:
 async def slowly(x: int) -> int:
     await asyncio.sleep(0)
     return x + 100
+
+
+broken = True
+"""Whether `breaks_on_negative` does."""
+
+
+def breaks_on_negative(xs: list[int]) -> list[int]:
+    return xs[:-1] if broken and min(xs) < 0 else xs

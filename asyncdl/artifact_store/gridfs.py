@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -157,7 +157,12 @@ class GridFSArtifactStore(ArtifactStore):
 
     async def _discard(self, upload: _Upload) -> None:
         self._uploads.pop(upload.id, None)
-        if upload.begun and not await self.database.find(self.files, {"_id": upload.id, "state": "complete"}):
+        if not upload.begun:
+            return
+        # First so that it cannot be published any more: an update that was given up may still be on its way.
+        mine = {"_id": upload.id, "state": "uploading"}
+        await self.database.update(self.files, mine, {"$set": {"state": "deleted"}})
+        if not await self.database.find(self.files, {"_id": upload.id, "state": "complete"}):
             await self._remove(upload.id)
 
     async def _remove(self, upload: str) -> None:
@@ -181,27 +186,32 @@ class GridFSArtifactStore(ArtifactStore):
 
     async def open_stream(self, sha256: str) -> AsyncIterator[bytes]:
         """Yield an artifact's bytes in chunks of at most `CHUNK`."""
+        async with aclosing(self._verified(sha256)) as batches:
+            async for batch in batches:
+                for data in batch:
+                    for at in range(0, len(data), CHUNK):  # another tool's chunks may be larger
+                        yield data[at : at + CHUNK]
+
+    async def get(self, sha256: str) -> bytes:
+        """Return an artifact's verified bytes, whole."""
+        parts: list[bytes] = []
+        async with aclosing(self._verified(sha256)) as batches:
+            async for batch in batches:
+                parts.extend(batch)
+        return await self.in_thread(b"".join, parts)
+
+    async def _verified(self, sha256: str) -> AsyncGenerator[list[bytes], None]:
+        """Yield the chunks' bytes, hashed meanwhile; raises at the end if they are others than the name says."""
         digest = hashlib.sha256()
         async with aclosing(self._read(sha256)) as batches:
             async for batch in batches:
                 hashing = self.in_thread(_update, digest, batch)
                 try:
-                    for data in batch:
-                        for at in range(0, len(data), CHUNK):  # another tool's chunks may be larger
-                            yield data[at : at + CHUNK]
+                    yield batch
                 finally:
                     await finished(hashing)
-        self._verify(sha256, digest.hexdigest())
-
-    async def get(self, sha256: str) -> bytes:
-        """Return an artifact's verified bytes, whole."""
-        parts: list[bytes] = []
-        async with aclosing(self._read(sha256)) as batches:
-            async for batch in batches:
-                parts.extend(batch)
-        data, found = await self.in_thread(_joined, parts)
-        self._verify(sha256, found)
-        return data
+        if digest.hexdigest() != sha256:
+            raise ArtifactCorruptError(f"{self.url}: the bytes of artifact {sha256} have the hash {digest.hexdigest()}")
 
     async def _read(self, sha256: str) -> AsyncGenerator[list[bytes], None]:
         """Yield the chunks' bytes, some at a time, the next being read meanwhile."""
@@ -223,10 +233,6 @@ class GridFSArtifactStore(ArtifactStore):
                 if following is not None:
                     with suppress(Exception):  # it has been raised, or nobody reads on
                         await finished(following)
-
-    def _verify(self, sha256: str, found: str) -> None:
-        if found != sha256:
-            raise ArtifactCorruptError(f"{self.url}: the bytes of artifact {sha256} have the hash {found}")
 
     async def exists(self, sha256: str) -> bool:
         """Return whether the artifact is there and complete."""
@@ -295,7 +301,7 @@ class _Upload:
             self._length += sum(map(len, ready))
             hashing = self._store.in_thread(_update, self._digest, ready)
             try:
-                # Publishing waits for journal and replicas, and so for these too.
+                # Publishing waits for journal and replicas, and sees to it that these are there.
                 await self._store.database.insert(self._store.chunks, chunks, local=True)
             finally:
                 await finished(hashing)
@@ -315,7 +321,9 @@ class _Upload:
             self._gone()
 
     def _gone(self) -> None:
-        raise StoreError(f"{self._store.url}: an upload was cleared away, for nothing had come for an hour")
+        raise StoreError(
+            f"{self._store.url}: an upload was cleared away, for nothing had come for an hour, or the server was restarted"
+        )
 
     async def publish(self) -> bool:
         """Give it its name; return False when there is an equal artifact already."""
@@ -328,15 +336,27 @@ class _Upload:
             "$currentDate": {"uploadDate": True},
             "$unset": {"alive": ""},
         }
+        where = {"_id": self.id, "state": "uploading"}
         async with self._busy:
             self._store.check()
+            await self._kept(where)
             try:
-                where = {"_id": self.id, "state": "uploading"}
                 if not await self._store.database.update(self._store.files, where, change):
                     self._gone()
             except DuplicateKeyError:
                 return False
         return True
+
+    async def _kept(self, where: Mapping[str, Any]) -> None:
+        """Make sure that every chunk is there for good: a server that was killed forgets what it has not journaled."""
+        # This write waits for the journal and the replicas, and so for all before it. What is there then has not been forgotten.
+        alive = {"$currentDate": {"alive": True}}
+        if not await self._store.database.update(self._store.files, where, alive):
+            self._gone()
+        count: list[dict[str, Any]] = [{"$match": {"files_id": self.id}}, {"$count": "n"}]
+        found = await self._store.database.aggregate(self._store.chunks, count)
+        if (found[0]["n"] if found else 0) != self._written:
+            raise StoreUnavailableError(f"{self._store.url}: the server forgot a part of an upload: it was restarted")
 
     async def _flush_rest(self) -> None:
         if self._ready:
@@ -350,8 +370,3 @@ class _Upload:
 def _update(digest: hashlib._Hash, parts: Iterable[bytes]) -> None:
     for each in parts:
         digest.update(each)
-
-
-def _joined(parts: Iterable[bytes]) -> tuple[bytes, str]:
-    data = b"".join(parts)
-    return data, hashlib.sha256(data).hexdigest()

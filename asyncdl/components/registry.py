@@ -41,6 +41,7 @@ class ListenerState:
         """Return it as JSON."""
         plain = asdict(self)
         plain["tables"], plain["listeners"] = sorted(self.tables), sorted(self.listeners)
+        plain["output"]["key"] = list(self.output.key.items())  # a list, for its order counts
         return msgspec.json.encode(plain, order="sorted").decode()
 
     @classmethod
@@ -48,7 +49,7 @@ class ListenerState:
         """Return it from JSON."""
         plain = msgspec.json.decode(text)
         output = plain.pop("output")
-        output["root"] = tuple(output["root"])
+        output["root"], output["key"] = tuple(output["root"]), dict(output["key"])
         return cls(output=OutputTable(**output), **plain)
 
 

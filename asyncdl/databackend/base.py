@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from asyncdl.datatypes import Datatypes
@@ -367,3 +367,26 @@ class DataBackend(ABC):
     @abstractmethod
     async def failed(self, table: OutputTable, *, limit: int = 1000) -> list[tuple[Key, str]]:
         """Return the root ids and errors (JSON of `RowError`) of source rows that the model failed on."""
+
+
+@runtime_checkable
+class SplitsScans(Protocol):
+    """What a databackend may be able to do besides: cut a scan into ranges of keys, for several workers to read at once."""
+
+    async def boundaries(
+        self, select: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int, missing: OutputTable | None
+    ) -> list[Row]:
+        """Return the key of every ``size``-th row that `scan` would yield, in order."""
+
+    async def scan(
+        self,
+        select: ReadQuery,
+        outputs: Mapping[str, OutputTable],
+        columns: Sequence[str],
+        *,
+        after: Row | None,
+        limit: int,
+        missing: OutputTable | None,
+        until: Row | None = None,
+    ) -> list[Row]:
+        """Scan, but not beyond the key ``until``."""

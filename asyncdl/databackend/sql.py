@@ -164,13 +164,22 @@ class SQLDataBackend(DataBackend):
     ) -> TableSchema:
         """Compile a query, have the database prepare it where its tables are there, and return its columns and key."""
         if tables is None:
-            compiled = await self._compiler.compile(query, outputs)
-            await self._fetch(f"EXPLAIN {compiled.sql}")
+            try:
+                compiled = await self._explained(query, outputs)
+            except QueryError:  # another program may have changed the tables since they were looked at
+                if not await self._catalog.refresh(force=True):
+                    raise
+                compiled = await self._explained(query, outputs)
         elif await self._catalog.present(query.tables()) == query.tables():
             compiled = await self._compiler.compile(query, outputs)
         else:
             compiled = await self._compiler.compile_provisionally(query, outputs, tables)
         return TableSchema(query.root(), {each.name: each.datatype for each in compiled.columns}, compiled.key)
+
+    async def _explained(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> Compiled:
+        compiled = await self._compiler.compile(query, outputs)
+        await self._fetch(f"EXPLAIN {compiled.sql}")
+        return compiled
 
     async def read(
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int = 1000
@@ -217,18 +226,22 @@ class SQLDataBackend(DataBackend):
         columns: Sequence[str],
         kind: str,
         missing: OutputTable | None = None,
+        *,
+        bounded_above: bool = False,
     ) -> _Page:
-        """Return the statement that reads pages (``kind`` first or next), or counts, or fetches (by what is put to its end)."""
+        """Return the statement that reads pages (``kind`` first or next), counts, splits, or fetches (by what is added)."""
         compiled = await self._compiler.compile(select, outputs, use="work")
-        cached = (compiled.sql, tuple(columns), kind, missing.name if missing else None)
+        cached = (compiled.sql, tuple(columns), kind, missing.name if missing else None, bounded_above)
         found = self._pages.get(cached)
         if found is not None and found[0] is compiled:
             return found[1]
-        page = self._make_page(compiled, columns, kind, missing)
+        page = self._make_page(compiled, columns, kind, missing, bounded_above=bounded_above)
         self._pages.put(cached, (compiled, page))
         return page
 
-    def _make_page(self, compiled: Compiled, columns: Sequence[str], kind: str, missing: OutputTable | None) -> _Page:
+    def _make_page(
+        self, compiled: Compiled, columns: Sequence[str], kind: str, missing: OutputTable | None, *, bounded_above: bool
+    ) -> _Page:
         if not compiled.key:
             raise QueryError("the select of a listener must keep the primary key of its table, and this one has none")
         by_name = {each.name: each for each in compiled.columns}
@@ -243,10 +256,17 @@ class SQLDataBackend(DataBackend):
             conditions.append(self._output_writer(missing).missing("s", compiled.key, bounded=bounded))
         if kind == "next":
             conditions.append(f"{dialect.tuple_of(compiled.key, 's')} > {dialect.marks(len(key))}")
+        if bounded_above:
+            conditions.append(f"{dialect.tuple_of(compiled.key, 's')} <= {dialect.marks(len(key))}")
         what = "count(*)" if kind == "count" else dialect.quoted(taken, "s")
+        if kind == "split":
+            what += f", row_number() OVER (ORDER BY {dialect.quoted(compiled.key, 's')}) AS _row"
         sql = f"SELECT {what} FROM ({compiled.sql}) AS s"  # noqa: S608 - compiled and quoted
         if conditions:
             sql += f" WHERE {' AND '.join(conditions)}"
+        if kind == "split":
+            keys = dialect.quoted(compiled.key)
+            sql = f"SELECT {keys} FROM ({sql}) AS n WHERE _row % {dialect.mark} = 0 ORDER BY {keys}"  # noqa: S608 - quoted
         if kind in {"first", "next"}:
             sql += f" ORDER BY {dialect.quoted(compiled.key, 's')} LIMIT {dialect.mark}"
         found = [by_name[name] for name in taken]
@@ -262,18 +282,32 @@ class SQLDataBackend(DataBackend):
         after: Row | None,
         limit: int,
         missing: OutputTable | None,
+        until: Row | None = None,
     ) -> list[Row]:
         """Return the next rows of a select in the order of its key: key columns first, then ``columns``."""
-        page = await self._page(select, outputs, columns, "first" if after is None else "next", missing)
-        params = [limit]
+        kind = "first" if after is None else "next"
+        page = await self._page(select, outputs, columns, kind, missing, bounded_above=until is not None)
+        params: list[Any] = []
         if after is not None:
-            pairs = zip(page.key, after, strict=True)
-            params = [self._values.encode_one(datatype, each, f"key {name!r}") for (name, datatype), each in pairs]
+            params = self._encoded_key(page, after)
             if missing is not None and self._dialect.merges:
                 params *= 2  # the bound stands on both sides
-            params.append(limit)
+        if until is not None:
+            params += self._encoded_key(page, until)
+        params.append(limit)
         rows = await self._fetch(page.sql, params)
         return await self._decode(page.decode, rows, page.heavy or limit > _INLINE)
+
+    def _encoded_key(self, page: _Page, key: Row) -> list[Any]:
+        pairs = zip(page.key, key, strict=True)
+        return [self._values.encode_one(datatype, each, f"key {name!r}") for (name, datatype), each in pairs]
+
+    async def boundaries(
+        self, select: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int, missing: OutputTable | None
+    ) -> list[Row]:
+        """Return the key of every ``size``-th row that `scan` would yield, in order."""
+        page = await self._page(select, outputs, (), "split", missing)
+        return await self._decode(page.decode, await self._fetch(page.sql, [size]), page.heavy)
 
     async def fetch(
         self, select: ReadQuery, outputs: Mapping[str, OutputTable], columns: Sequence[str], ids: Sequence[Key]

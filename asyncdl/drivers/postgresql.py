@@ -85,6 +85,7 @@ class PostgreSQLDatabase(SQLDatabase):
         self._lent: set[Any] = set()
         self._cursors: dict[Any, Any] = {}  # the transactions of streams
         self._ending: set[asyncio.Task[Any]] = set()
+        self._unsettled: set[Any] = set()  # of which asyncpg does not know yet how their cancelled statement ended
 
     @property
     def dialect(self) -> Dialect:
@@ -177,15 +178,19 @@ class PostgreSQLDatabase(SQLDatabase):
     @asynccontextmanager
     async def _lease(self) -> AsyncIterator[Any]:
         """Borrow a connection; what is left of a transaction or a cancelled statement is cleared away afterwards."""
+        engine = self._opened()
         lent = await self._take()
         driver: Any = lent.driver_connection
+        if self._engine is not engine:  # closed while this was made: nobody would close it in the pool that is gone
+            self._drop(lent)
+            raise ClosedError(f"{self.url} is not open")
         self._lent.add(driver)
         try:
             yield driver
         except BaseException:
             await self._finish(self._give_back(lent, driver))
             raise
-        if driver.is_closed() or driver.is_in_transaction():
+        if driver.is_closed() or driver.is_in_transaction() or driver in self._unsettled:
             await self._finish(self._give_back(lent, driver))
         else:
             self._lent.discard(driver)
@@ -197,17 +202,28 @@ class PostgreSQLDatabase(SQLDatabase):
         # A new one is made to its end, also for one who does not wait for it: neither asyncpg nor SQLAlchemy clear
         # away what is left of half a connection.
         task = asyncio.create_task(self._check_out(), name="asyncdl: connecting")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._ending.add(task)
             task.add_done_callback(self._unwanted)
             raise
 
     def _unwanted(self, task: asyncio.Task[PoolProxiedConnection]) -> None:
-        self._ending.discard(task)
-        if not task.cancelled() and task.exception() is None:
+        if task.cancelled() or task.exception() is not None:
+            return
+        if self._engine is None:
+            self._drop(task.result())
+        else:
             task.result().close()
+
+    @staticmethod
+    def _drop(lent: PoolProxiedConnection) -> None:
+        """Close a connection of a pool that is gone."""
+        driver: Any = lent.driver_connection
+        lent.detach()
+        driver.terminate()
 
     async def _check_out(self) -> PoolProxiedConnection:
         from sqlalchemy import exc  # noqa: PLC0415 - heavy: loaded on opening
@@ -246,6 +262,7 @@ class PostgreSQLDatabase(SQLDatabase):
         finally:
             self._lent.discard(driver)
             self._cursors.pop(driver, None)
+            self._unsettled.discard(driver)
             if driver.is_closed():
                 await greenlet_spawn(lent.invalidate)
             else:
@@ -272,6 +289,8 @@ class PostgreSQLDatabase(SQLDatabase):
                 await tx.end(commit=False)
                 raise
             await tx.end(commit=True)
+            if not tx.settled:
+                self._unsettled.add(driver)
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""

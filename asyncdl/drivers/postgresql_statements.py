@@ -111,6 +111,8 @@ class PostgreSQLTransaction(SQLTransaction):
         super().__init__(database)
         self._driver = driver
         self._begun = self._finished = False
+        self.settled = True
+        """Whether the server is known to be out of the last statement: not so after one that was cancelled."""
 
     def defer(self, *statements: Statement) -> None:
         """Queue statements to run before the next `run` or `commit`."""
@@ -138,13 +140,14 @@ class PostgreSQLTransaction(SQLTransaction):
     async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
         self._check()
         deferred, self._deferred = self._deferred, []
-        done = False
+        done = self.settled = False
         try:
             outcomes = await self._run(deferred, statements, commit)
-            done = True
+            done = self.settled = True
         except Exception as error:
             with suppress(Exception):  # at once, so that nobody waits for its locks; what fails here is seen on return
                 await self._driver.execute("ROLLBACK")
+                self.settled = True
             found = translate(error, self.database.url)
             if found is error:
                 raise

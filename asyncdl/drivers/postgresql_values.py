@@ -74,6 +74,10 @@ def translate(error: Exception, url: str) -> Exception:
         return StoreError(f"{url}: a text holds a lone surrogate, which is no Unicode character: {root}")
     if isinstance(root, asyncpg.DataError):
         return StoreError(message)
+    if isinstance(
+        root, asyncpg.InternalClientError
+    ):  # as when the connection is lost between two messages of a statement
+        return StoreUnavailableError(message)
     if isinstance(root, asyncpg.InterfaceError):
         closed = "connection" in str(root) and "clos" in str(root)
         return StoreUnavailableError(message) if closed else StoreError(message)

@@ -31,17 +31,21 @@ from asyncdl.errors import (
     DatatypeError,
     LeaseLostError,
     ModelOutputError,
+    QueryError,
+    StoreError,
 )
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
+from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.work import Conclusion, Stores, Work
 from asyncdl.metadata.base import (
     AdvanceJob,
     Change,
     ComponentRecord,
+    JobFilter,
     JobRecord,
     SetComponentState,
     SetComponentStatus,
@@ -56,14 +60,28 @@ class ListenerWork(Work):
         self._arguments: dict[str, Any] = codec.loads(job.payload)
         self._total: int | None = None
         self._batches = 0
+        self._shard = Shard.of_job(self._arguments)
+        self._split: list[Change] = []
 
     async def run(self) -> None:
-        """Do the work."""
+        """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
         await self._load()
+        try:
+            await self._work()
+        except (StoreError, QueryError):  # its outputs may have been dropped under it
+            await self._record_if_needed()
+            raise
+
+    async def _work(self) -> None:
         if self._job.kind == BACKFILL:
+            if self._shard is not None:
+                self._total = self._job.total
+                await self._process(self._reader.scan(missing=True, after=self._shard.after, until=self._shard.until))
+                return
             if self._arguments.get("sweep"):
                 await self._sweep(None)
-            await self._backfill()
+            if not await self._in_shards():
+                await self._backfill()
         elif self._job.kind == RECOMPUTE:
             await self._process(self._reader.scan(missing=False))
             await self._sweep(None)
@@ -75,7 +93,15 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        return await take_over(self._stores.metadata, self._job) if self._job.kind == BACKFILL else Conclusion()
+        if self._job.kind != BACKFILL or self._split:
+            return Conclusion(self._split)
+        counted: list[Change] = []
+        if self._shard is not None:
+            counted, last = await self._shard.succeeded(self._stores.metadata)
+            if not last:
+                return Conclusion(counted)
+        conclusion = await take_over(self._stores.metadata, self._job)
+        return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""
@@ -83,6 +109,18 @@ class ListenerWork(Work):
             return ()
         records = await self._stores.metadata.components(uuids=[self._job.target])
         return [SetComponentStatus(record.uuid, "failed") for record in records if record.status == "pending"]
+
+    async def _in_shards(self) -> bool:
+        """Prepare to leave a large backfill to shards, which become jobs together with this one's end."""
+        size = self._stores.shard_rows
+        boundaries = await self._reader.boundaries(size)
+        if len(boundaries) < 2:
+            return False
+        total = await self._reader.count_missing()
+        self._split = split(self._job, boundaries, size, max(total, len(boundaries) * size))
+        self._total = 0
+        await self._advance("split")
+        return True
 
     async def _backfill(self) -> None:
         """Compute what is missing, and meanwhile count it: on a large table that takes a while, and is one query."""
@@ -105,12 +143,16 @@ class ListenerWork(Work):
         if not counting.cancelled() and counting.exception() is None:
             self._total = max(counting.result(), self._done)
 
+    async def _record_if_needed(self) -> ComponentRecord:
+        records = await self._stores.metadata.components(uuids=[self._job.target])
+        if not records or records[0].status == "retired":
+            what = "replaced by a newer version" if records else "removed"
+            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been {what}")
+        return records[0]
+
     async def _load(self) -> None:
         registry = self._stores.registry
-        records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records:
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
-        self._record: ComponentRecord = records[0]
+        self._record = await self._record_if_needed()
         component = await registry.load(self._record)
         assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
         self._listener = component
@@ -276,6 +318,8 @@ class ListenerWork(Work):
             ids=list(batch.ids),
             errors=len(results.errors),
         ).change(self._job.first, self._job.last)
+        if not stores.shared:
+            await self._hold()
         async with stores.databackend.transaction() as tx:
             if self._output.datatype is not None:
                 await stores.databackend.put_outputs(
@@ -287,8 +331,36 @@ class ListenerWork(Work):
             if stores.shared:
                 await stores.metadata.commit(advance, event, joining=tx)
         if not stores.shared:
-            await stores.metadata.commit(advance, event)
+            try:
+                await stores.metadata.commit(advance, event)
+            except LeaseLostError:
+                await self._put_right(batch)
+                raise
         self._done = done
+
+    async def _hold(self) -> None:
+        """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock."""
+        mine = JobFilter(ids=[self._job.id], owner=self._owner, states=["running"])
+        if not await self._stores.metadata.jobs(mine):
+            raise LeaseLostError(f"job {self._job.id} was taken over by another worker, or cancelled")
+        self.lease.check()
+
+    async def _put_right(self, batch: Batch) -> None:
+        """Take back what was written after the lease was lost, as far as it is wrong.
+
+        Where outputs are one commit with the lease's condition there is nothing of the kind. Elsewhere an output cannot have
+        overwritten a newer one, but it may belong to a row that went meanwhile, or to a listener that did.
+        """
+        stores = self._stores
+        gone = not await stores.metadata.components(uuids=[self._record.uuid])
+        if self._output.datatype is not None:
+            async with stores.databackend.transaction() as tx:
+                if gone:
+                    await stores.databackend.drop_outputs(self._output, tx)
+                else:
+                    await stores.databackend.sweep(
+                        self._select, self._outputs, self._output, ids=list(batch.ids), tx=tx
+                    )
 
     async def _look_again(self, batch: Batch) -> None:
         """Delete the outputs of rows that went, or left the select, between being read and having their outputs written."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from asyncdl.components.listener import Listener
 from asyncdl.compute.base import ComputeFuture
-from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row
+from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row, SplitsScans
 from asyncdl.jobs.batching import BatchSize, ReadAhead
 from asyncdl.metadata.base import MetadataStore
 
@@ -86,9 +86,17 @@ class Reader:
         """Return how many rows have no output."""
         return await self._databackend.count_missing(self._listener.select, self._outputs, self.written())
 
-    async def scan(self, *, missing: bool) -> AsyncIterator[Batch]:
-        """Yield the rows in the order of their keys: all of them, or those that have no output."""
-        after: Row | None = None
+    async def boundaries(self, size: int) -> list[Row]:
+        """Return the keys that divide the rows without output in parts of so many; none where that cannot be told."""
+        if not isinstance(self._databackend, SplitsScans):
+            return []
+        return await self._databackend.boundaries(
+            self._listener.select, self._outputs, size=size, missing=self.written()
+        )
+
+    async def scan(self, *, missing: bool, after: Row | None = None, until: Row | None = None) -> AsyncIterator[Batch]:
+        """Yield the rows in the order of their keys: all of them, or those that have no output, between two keys."""
+        bound: dict[str, Any] = {} if until is None else {"until": until}  # not every databackend knows it
         while True:
             await self._ahead.may_read()
             begun, limit = time.perf_counter(), self._size.size
@@ -100,6 +108,7 @@ class Reader:
                 after=after,
                 limit=limit,
                 missing=self.written() if missing else None,
+                **bound,
             )
             if rows:
                 after = rows[-1][: self._width]

@@ -9,16 +9,27 @@ import random
 import time
 import traceback
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from asyncdl import codec
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
 from asyncdl.events.types import JobFailed, JobSucceeded
+from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
-from asyncdl.jobs.work import Stores, Work
+from asyncdl.jobs.planner import BACKFILL
+from asyncdl.jobs.shards import Shard
+from asyncdl.jobs.work import Lease, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
+
+
+_CONCLUSIONS = 20
+"""Tries to conclude a job; each that fails means that another got through."""
+_MOST_CLAIMABLE = 4096
+"""Jobs looked through, at most, for those that this process may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +54,18 @@ class RunnerOptions:
 class Runner:
     """Runs jobs in this process, each in a task of its own."""
 
-    def __init__(self, stores: Stores, options: RunnerOptions) -> None:
+    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping) -> None:
         self._stores = stores
+        self._dropping = dropping
         self._options = options
         self.owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._leases: dict[str, Lease] = {}
+        self._parts: dict[str, str | None] = {}
+        """The running jobs, with the backfill of which they are shards."""
         self._room = asyncio.Event()
+        self._draining = False
+        self._drained = asyncio.Event()
 
     async def run(self) -> None:
         """Claim and run jobs until cancelled; then jobs under way go back to the queue, without costing an attempt."""
@@ -80,13 +97,30 @@ class Runner:
             commit.cancel()
             room.cancel()
 
+    async def drain(self) -> None:
+        """Claim no more jobs, and wait until those that run have ended."""
+        self._draining = True
+        self._drained.clear()
+        while self._running:
+            await self._drained.wait()
+            self._drained.clear()
+
     async def _claim(self, group: asyncio.TaskGroup, now: float) -> int:
-        free = self._options.concurrency - len(self._running)
+        free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
+        claimed, looked, limit = 0, 0, free + len(self._running)
+        while claimed < free and looked < limit <= _MOST_CLAIMABLE:
+            found = await self._stores.metadata.claimable(now, limit=limit)
+            claimed += await self._claim_among(found, group, now, free - claimed)
+            # Fewer than asked for: these were all. Otherwise there may be others behind those that were passed over.
+            looked, limit = (limit, 0) if len(found) < limit else (limit, limit * 4)
+        return claimed
+
+    async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
         claimed = 0
-        for job in await self._stores.metadata.claimable(now, limit=free + len(self._running)):
-            if job.id in self._running or claimed == free:
+        for job in jobs:
+            if job.id in self._running or claimed == free or not self._may_run(job):
                 continue
             try:
                 until = now + self._options.lease
@@ -96,14 +130,21 @@ class Runner:
             mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1)
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
+            self._parts[job.id] = _part(job)
             claimed += 1
         return claimed
+
+    def _may_run(self, job: JobRecord) -> bool:
+        """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        part = _part(job)
+        return part is None or part not in self._parts.values()
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
         work: Work | None = None
         try:
             work = work_of(self._stores, job, self.owner)
+            self._leases[job.id] = work.lease
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             await work.run()
@@ -119,9 +160,22 @@ class Runner:
             await self._fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
+            self._leases.pop(job.id, None)
+            self._parts.pop(job.id, None)
             self._room.set()
+            self._drained.set()
 
     async def _succeed(self, job: JobRecord, work: Work) -> None:
+        for _ in range(_CONCLUSIONS):
+            try:
+                await self._conclude(job, work)
+            except ConflictError as error:  # what it concluded from was changed meanwhile: it is concluded again
+                conflict = error
+            else:
+                return
+        raise conflict
+
+    async def _conclude(self, job: JobRecord, work: Work) -> None:
         event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
         conclusion = await work.conclude()
         changes: list[Change] = [
@@ -129,16 +183,7 @@ class Runner:
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
-        if not conclusion.dropped:
-            await self._end(job, *changes)
-            return
-        async with self._stores.databackend.transaction() as tx:
-            for table in conclusion.dropped:
-                await self._stores.databackend.drop_outputs(table, tx)
-            if self._stores.shared:
-                await self._end(job, *changes, joining=tx)
-        if not self._stores.shared:
-            await self._end(job, *changes)
+        await self._dropping.drop(conclusion.dropped, lambda tx: self._end(job, *changes, joining=tx))
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
@@ -161,34 +206,64 @@ class Runner:
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
 
-    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> None:
+    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> bool:
+        """Commit a job's end; return whether that was done."""
         with contextlib.suppress(LeaseLostError):
             try:
                 await self._stores.metadata.commit(*changes, joining=joining)
+                return True
             except StoreError as error:
                 if isinstance(error, ConflictError):
                     raise
                 # Its lease will run out, and another attempt be made: nothing is lost.
                 logger.exception("the end of job %s could not be recorded", job.id)
+        return False
 
     async def _keep_leases(self) -> None:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""
+        seen, renew = 0, 0.0
         while True:
-            await asyncio.sleep(self._options.lease / 3)
+            seen = await self._stopping(seen, renew - time.time())
             ids = list(self._running)
-            if not ids:
-                continue
             try:
-                await self._stores.metadata.commit(RenewLeases(ids, self.owner, time.time() + self._options.lease))
-                held = {job.id for job in await self._stores.metadata.jobs(JobFilter(ids=ids, owner=self.owner))}
+                if time.time() >= renew:
+                    renew = time.time() + self._options.lease / 3
+                    await self._renew(ids)
+                held = await self._held(ids)
             except StoreError:
                 logger.exception("cannot renew leases; trying again")
+                await asyncio.sleep(self._options.lease / 10)
+                renew = 0.0
                 continue
             for job in set(ids) - held:
                 self.stop(job)
+
+    async def _stopping(self, seen: int, seconds: float) -> int:
+        """Wait until a job may have been stopped by another process, or for so many seconds."""
+        try:
+            async with asyncio.timeout(max(seconds, 0.0)):
+                return await self._stores.metadata.wait_for_commits(seen, "stops")
+        except TimeoutError:
+            return seen
+
+    async def _held(self, ids: list[str]) -> set[str]:
+        found = await self._stores.metadata.jobs(JobFilter(ids=ids, owner=self.owner, limit=len(ids))) if ids else []
+        return {job.id for job in found}
+
+    async def _renew(self, ids: list[str]) -> None:
+        if ids:
+            until = time.time() + self._options.lease
+            await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
+            for lease in filter(None, map(self._leases.get, ids)):
+                lease.until = until
 
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""
         task = self._running.get(job)
         if task is not None:
             task.cancel()
+
+
+def _part(job: JobRecord) -> str | None:
+    shard = Shard.of_job(codec.loads(job.payload)) if job.kind == BACKFILL else None
+    return None if shard is None else shard.of

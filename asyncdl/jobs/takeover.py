@@ -18,7 +18,7 @@ async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
             continue
         identity = {name: getattr(record, name) for name in ("type_id", "identifier", "version", "uuid")}
         changes += [
-            SetComponentStatus(record.uuid, "ready"),
+            SetComponentStatus(record.uuid, "ready", expected=record.status),
             ComponentReady(**identity).change(job.first, job.last),
         ]
         for older in await metadata.components(type_id=record.type_id, identifier=record.identifier):

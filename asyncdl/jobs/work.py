@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend, OutputTable
+from asyncdl.errors import LeaseLostError
 from asyncdl.metadata.base import Change, JobRecord, MetadataStore
 
 
@@ -20,6 +22,8 @@ class Stores:
     databackend: DataBackend
     compute: ComputeBackend
     registry: Registry
+    shard_rows: int = 100_000
+    """Rows in a shard of a backfill; one of less than twice as many is not split."""
 
     @property
     def shared(self) -> bool:
@@ -43,6 +47,32 @@ class Conclusion:
     dropped: Sequence[OutputTable] = ()
 
 
+class Lease:
+    """What this process knows of a job's lease without asking.
+
+    Parameters
+    ----------
+    job
+        The job's id.
+    until
+        Unix time at which another process may take the job over, as of the last renewal.
+    """
+
+    def __init__(self, job: str, until: float) -> None:
+        self.job = job
+        self.until = until
+
+    def check(self) -> None:
+        """Raise `LeaseLostError` when the job may be another process's by now: this one was stopped, or asleep.
+
+        Of use before writing where the lease cannot be a condition of the write itself.
+        """
+        if time.time() >= self.until:
+            raise LeaseLostError(
+                f"the lease of job {self.job} ran out before it was renewed; another may have taken it over"
+            )
+
+
 class Work(ABC):
     """One attempt of a job.
 
@@ -56,6 +86,7 @@ class Work(ABC):
         self._stores = stores
         self._job = job
         self._owner = owner
+        self.lease = Lease(job.id, job.lease)
         self._done = 0
 
     @property

@@ -161,10 +161,11 @@ class PutComponent:
 
 @dataclass(frozen=True, slots=True)
 class SetComponentStatus:
-    """Change a component's status. Condition: it is installed."""
+    """Change a component's status. Condition: it is installed and, unless None, its status is still ``expected``."""
 
     uuid: str
     status: str
+    expected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,8 +333,9 @@ Change = (
 )
 
 
-Topic = Literal["anything", "events", "work", "completion"]
-"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished."""
+Topic = Literal["anything", "events", "work", "completion", "stops"]
+"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished; jobs that
+were moved by hand and, if they run, are to stop."""
 
 
 @dataclass(frozen=True, slots=True)

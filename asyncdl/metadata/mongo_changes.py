@@ -129,6 +129,15 @@ class Plan:
         self.events: list[EventRecord] = []
         self._pruned = 0
 
+    def copy(self) -> tuple[dict[Key, Document | None], int, int, int]:
+        """Return what `back_to` takes."""
+        return dict(self._now), self.seq, len(self.events), self._pruned
+
+    def back_to(self, before: tuple[dict[Key, Document | None], int, int, int]) -> None:
+        """Forget what was planned since a `copy`."""
+        self._now, self.seq, events, self._pruned = before
+        del self.events[events:]
+
     def get(self, collection: Collection, key: Any) -> Document | None:
         """Return a document as it is now."""
         return self._now.get((collection, key))
@@ -218,8 +227,8 @@ def _(change: base.PutComponent, on: Plan) -> None:
 @plan.register
 def _(change: base.SetComponentStatus, on: Plan) -> None:
     found = on.get("components", change.uuid)
-    if found is None:
-        raise ConflictError(f"component {change.uuid} is not installed any more")
+    if found is None or change.expected not in {None, found["status"]}:
+        raise ConflictError(f"component {change.uuid} was removed, or its status changed by another process")
     on.set("components", found, status=change.status)
 
 

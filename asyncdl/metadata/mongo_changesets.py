@@ -1,16 +1,20 @@
 """Commits on a standalone MongoDB server, which has no transactions: change sets.
 
 A commit is one document in ``_asyncdl_commits``, named by the next number. Inserting it is what makes the commit: it is
-there or it is not, and of two with one number the second is refused. Then its effects are applied, by whoever comes first;
-applying them again, or at the same time, or late, changes nothing:
+there or it is not, and of two with one number the second is refused. Then its effects are applied, by its author or, should
+that die, by whoever comes next; applying them again, or at the same time, or late, changes nothing:
 
 - Each document carries the number of the commit that wrote it last (``_v``), and an effect of an older one passes it over.
   So that this holds of a document that is gone too, a tombstone stays in its place for an hour.
 - The log counts the commits that are applied. It is written last, so what it counts has been applied as a whole.
 
+The server may be killed between any two of these writes, and forget those that it has not journaled yet. So each step waits for
+the journal before the next one builds on it: nothing is applied that is not journaled as a change set, and nothing counted that
+is not journaled as applied. Only the count itself may be forgotten: then it is made again.
+
 A commit's conditions are checked, and its effects planned, when the commits before it have been applied, and it then takes the
 number behind theirs: if another took it meanwhile, it starts again. Events become visible in the order of their numbers,
-for at any time at most the last commit is not applied yet, and it applies its events in order, and last.
+for the commits are applied in the order of theirs, and each applies its events in order, and last.
 
 Note for implementers: a process that was stopped, and goes on after so long that tombstones are gone, must not write what it
 was about to: see `_too_late`.
@@ -22,20 +26,31 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, Write
 from asyncdl.errors import (
-    AsyncDLError,
     ConstraintError,
     DuplicateKeyError,
+    StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from asyncdl.metadata.base import Change
-from asyncdl.metadata.mongo_changes import Effect, Plan
-from asyncdl.metadata.mongo_commits import LOG, RECORDS, STORE, Commits, Committed, collection
+from asyncdl.metadata.mongo_changes import Effect
+from asyncdl.metadata.mongo_commits import (
+    LOG,
+    RECORDS,
+    STORE,
+    Changes,
+    Commits,
+    Outcome,
+    collection,
+    succeeded,
+    together,
+    with_log,
+)
 from asyncdl.metadata.wakeup import topics_of
 
 T = TypeVar("T")
@@ -56,8 +71,18 @@ _STUBS = 86_400
 """Seconds for which the numbers of commits stay taken, though their effects are cleared away before."""
 _CLEARED_BEHIND = 100
 _OUTAGE = 15.0
+_PATIENCE = 1
+"""Times that one looks again for whether a commit's author has applied it, before one does."""
 _LOOKS = 20
 """Times that reads are made again in order to be of one moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A change set that was accepted."""
+
+    outcomes: list[Outcome]
+    change_set: Document
 
 
 class ChangeSetCommits(Commits):
@@ -65,11 +90,11 @@ class ChangeSetCommits(Commits):
 
     def __init__(self, database: MongoDatabase) -> None:
         super().__init__(database)
-        self._durable: tuple[str, int] | None = None  # the last commits that are known to outlive a crash of the server
+        self._last: Document | None = None  # the log, as our last commit left it, as long as nobody else's is known of
 
     async def open(self) -> None:
         """Apply what was left, and clear away what is old."""
-        log = await self._settled()
+        log = await self.settled()
         for name in RECORDS:
             await self._database.delete(collection(name), _older("gone", _KEPT))
         await self._database.delete(PARTS, _older("at", _KEPT))
@@ -82,24 +107,26 @@ class ChangeSetCommits(Commits):
 
     # committing
 
-    async def commit(self, changes: Sequence[Change]) -> Committed:
+    async def _make(self, group: Sequence[Changes]) -> list[Outcome]:
         """Insert a change set, and apply it."""
-        async with self._turn:
-            attempt = _Attempt(self._database, self._settled, self._plan, changes)
-            begun = time.monotonic()
-            while (committed := await self._tried(attempt, begun)) is None:
-                pass
-            self._durable = (attempt.name, committed.log["commit"])
-            with suppress(StoreUnavailableError, StoreTimeoutError):  # it is committed; whoever comes next applies it
-                await self.settle()
-                if committed.log["commit"] % _CLEARED_BEHIND == 0:
-                    await self._clear(committed.log["commit"])
-            return committed
+        attempt = _Attempt(self._database, self, group)
+        begun = time.monotonic()
+        last, self._last = self._last, None
+        while (accepted := await self._tried(attempt, last, begun)) is None:
+            last = None
+        # Else it is committed, and whoever comes next applies it.
+        with suppress(StoreError):
+            if accepted.change_set:
+                await self._apply(accepted.change_set)
+                self._last = accepted.change_set["log"]
+                if accepted.change_set["_id"] % _CLEARED_BEHIND == 0:
+                    await self._clear(accepted.change_set["_id"])
+        return accepted.outcomes
 
     @staticmethod
-    async def _tried(attempt: _Attempt, begun: float) -> Committed | None:
+    async def _tried(attempt: _Attempt, last: Document | None, begun: float) -> _Accepted | None:
         try:
-            return await attempt.make()
+            return await attempt.make(last)
         except (StoreUnavailableError, StoreTimeoutError):
             if time.monotonic() - begun > _OUTAGE:
                 raise
@@ -110,35 +137,50 @@ class ChangeSetCommits(Commits):
 
     async def settle(self) -> None:
         """Apply what was committed and is not applied yet."""
-        await self._settled()
+        await self.settled()
 
     async def log(self) -> Document:
         """Return the log, applied and durable."""
-        return await self._settled()
+        return await self.settled()
 
-    async def _settled(self) -> Document:
+    async def settled(self) -> Document:
         """Return the log, with every commit applied that was there when this was called."""
+        looks = 0
         while True:
             begun = time.time()
-            head, log = await asyncio.gather(
-                self._database.find_one(COMMITS, {}, fields={"by": 1}, sort=[("_id", -1)]), super().log()
-            )
-            if head is None:
+            head, log = await self._heads()
+            if head <= log["commit"]:
                 return log
-            if head["_id"] <= log["commit"]:
-                await self._made_durable((head["by"], log["commit"]))
-                return log
-            change_set = await self._database.find_one(COMMITS, {"_id": head["_id"]})
-            if change_set is not None and not _too_late(begun):
-                await self._apply(change_set)
+            looks += 1
+            if looks <= _PATIENCE:  # its author applies it, unless that died
+                await asyncio.sleep(0.005)
+            else:
+                await self._take_up(log["commit"], begun)
 
-    async def _made_durable(self, seen: tuple[str, int]) -> None:
-        """Wait for the journal before something new is shown: a number must not be seen, lost, and given again."""
-        if seen != self._durable:
-            await self._database.update(STORE, {"_id": LOG}, {"$max": {"commit": 0}})  # changes nothing, and waits
-            self._durable = seen
+    async def _heads(self) -> tuple[int, Document]:
+        """Return the newest commit's number, and the log, which is read after it."""
+        both: list[Document] = [
+            {"$sort": {"_id": -1}},
+            {"$limit": 1},
+            {"$project": {"_id": 1}},
+            {"$unionWith": {"coll": STORE, "pipeline": [{"$match": {"_id": LOG}}]}},
+        ]
+        found = await self._database.aggregate(COMMITS, both)
+        log = found.pop() if found and found[-1]["_id"] == LOG else {"commit": 0, "seq": 0, "topics": {}}
+        return (found[0]["_id"] if found else 0), log
+
+    async def _take_up(self, applied: int, begun: float) -> None:
+        """Apply the commits behind a number, which others made."""
+        after: Document = {"_id": {"$gt": applied}}
+        for change_set in await self._database.find(COMMITS, after, sort=[("_id", 1)], limit=_CLEARED_BEHIND):
+            # Seen is not journaled: a server that is killed forgets it, and what would have been applied of it is in the way.
+            mark = {"_id": change_set["_id"], "by": change_set["by"]}
+            if _too_late(begun) or not await self._database.update(COMMITS, mark, {"$inc": {"seen": 1}}):
+                return
+            await self._apply(change_set)
 
     async def _apply(self, change_set: Document) -> None:
+        """Apply a change set that is journaled, and those before it applied."""
         number, parts = change_set["_id"], change_set.get("parts", [])
         effects = list(change_set.get("effects", ()))
         if parts:
@@ -150,84 +192,96 @@ class ChangeSetCommits(Commits):
         writes: dict[str, list[Write]] = {}
         for kind, name, key, what in effects:
             writes.setdefault(collection(name), []).append(_write(number, kind, key, what))
+        events = writes.pop(collection("events"), [])
+        await together(self._write(name, those) for name, those in writes.items())
+        if events:
+            await self._write(collection("events"), events)
         log = {"_id": LOG, **change_set["log"]}
-        for name, those in (*writes.items(), (STORE, [_write(number, "put", LOG, log)])):
-            await self._write(name, those)
+        await self._write(STORE, [_write(number, "put", LOG, log)], local=True)  # forgotten, it is counted again
         if parts:
             await self._database.delete(PARTS, {"_id": {"$in": parts}})
 
-    async def _write(self, name: str, writes: Sequence[Write]) -> None:
-        # Without waiting for the journal: what it lost would be applied again, for the change set is in it.
+    async def _write(self, name: str, writes: Sequence[Write], *, local: bool = False) -> None:
         try:
-            await self._database.write(name, writes, local=True)
+            await self._database.write(name, writes, local=local)
         except DuplicateKeyError:  # another process, at the same, made the document first
-            await self._database.write(name, writes, local=True)
+            await self._database.write(name, writes, local=local)
 
     async def snapshot(self, read: Callable[[MongoTransaction | None], Awaitable[set[T]]]) -> set[T]:
         """Return what several reads find while nothing is committed; of all of them, where commits never stop."""
         found: set[T] = set()
         for _ in range(_LOOKS):
-            before = (await self._settled())["commit"]
+            before = (await self.settled())["commit"]
             now = await read(None)
-            if (await self._settled())["commit"] == before:
+            if (await self.settled())["commit"] == before:
                 return now
             found |= now
         return found
 
 
 class _Attempt:
-    """One commit on its way to being accepted."""
+    """A group of commits on its way to being accepted, as one."""
 
-    def __init__(
-        self,
-        database: MongoDatabase,
-        settled: Callable[[], Awaitable[Document]],
-        plan: Callable[[Sequence[Change], int], Awaitable[Plan]],
-        changes: Sequence[Change],
-    ) -> None:
+    def __init__(self, database: MongoDatabase, commits: ChangeSetCommits, group: Sequence[Changes]) -> None:
         self._database = database
-        self._settled = settled
-        self._plan = plan
-        self._changes = changes
+        self._commits = commits
+        self._group = group
         self.name = uuid4().hex
-        self._tried: Committed | None = None  # what may have been accepted: the connection broke before the answer
+        self._tried: _Accepted | None = None  # what may have been accepted: the connection broke before the answer
 
-    async def make(self) -> Committed | None:
-        """Take the next number for the change set; return None when another took it."""
-        if self._tried is not None:
-            mine = {"_id": self._tried.log["commit"], "by": self.name}
-            if await self._database.find_one(COMMITS, mine, fields={"_id": 1}) is not None:
-                return self._tried
-            self._tried = None
+    async def make(self, last: Document | None) -> _Accepted | None:
+        """Take the next number for the change set; return None when another took it.
+
+        Parameters
+        ----------
+        last
+            The log, where it is known without looking. If it is not the last any more, the number will be taken.
+        """
         begun = time.time()
-        before = await self._settled()
-        try:
-            planned = await self._plan(self._changes, before["seq"])
-        except AsyncDLError:
-            if (await self._settled())["commit"] != before["commit"]:
-                return None  # what was read was half of one state and half of another
-            raise
+        before = last or await self._commits.settled()
+        if self._tried is not None and before["commit"] >= self._tried.change_set["_id"]:
+            # Only now: as long as the number is free, it may be that our change set is still on its way to it.
+            tried, self._tried = self._tried, None
+            mine = {"_id": tried.change_set["_id"], "by": self.name}
+            if await self._database.find_one(COMMITS, mine, fields={"_id": 1}) is not None:
+                return tried
+        if self._tried is None:
+            refused = await self._prepare(before, begun)
+            if refused is not None or self._tried is None:
+                return refused
+        return await self._send(self._tried)
+
+    async def _prepare(self, before: Document, begun: float) -> _Accepted | None:
+        """Plan the change set; return what came of the group if there is nothing to commit in it."""
+        planned, outcomes = await self._commits.planned(self._group, before["seq"])
+        if all(isinstance(each, Exception) for each in outcomes):
+            # None holds; unless what was read was half of one state and half of another.
+            now = await self._commits.settled()
+            return _Accepted(with_log(outcomes, now), {}) if now["commit"] == before["commit"] else None
         number = before["commit"] + 1
-        topics = before["topics"] | dict.fromkeys(topics_of(self._changes), number)
+        topics = before["topics"] | dict.fromkeys(topics_of(succeeded(self._group, outcomes)), number)
         log = {"commit": number, "seq": planned.seq, "topics": topics}
         effects, parts = await self._laid_out(planned.effects(), number)
-        if _too_late(begun):
-            return None
-        self._tried = Committed(planned.events, log)
-        what = {"effects": effects, "parts": parts, "log": log}
+        if not _too_late(begun):
+            change_set = {"_id": number, "effects": effects, "parts": parts, "log": log}
+            self._tried = _Accepted(with_log(outcomes, log), change_set)
+        return None
+
+    async def _send(self, tried: _Accepted) -> _Accepted | None:
+        what = {name: value for name, value in tried.change_set.items() if name != "_id"}
         try:
             await self._database.update(
                 COMMITS,
-                {"_id": number, "by": self.name},
+                {"_id": tried.change_set["_id"], "by": self.name},
                 {"$setOnInsert": what, "$currentDate": {"at": True}},  # the server's time, which all share
                 upsert=True,
             )
         except DuplicateKeyError:
             self._tried = None
-            if parts:
-                await self._database.delete(PARTS, {"_id": {"$in": parts}})
+            if what["parts"]:
+                await self._database.delete(PARTS, {"_id": {"$in": what["parts"]}})
             return None
-        return self._tried
+        return tried
 
     async def _laid_out(self, effects: Sequence[Effect], number: int) -> tuple[list[Any], list[str]]:
         """Return effects as they stand in the change set: the large ones of many as the names of documents beside it."""

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
-from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write
+from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, finished
+from asyncdl.errors import AsyncDLError, ConstraintError
 from asyncdl.metadata.base import AppendEvent, Change, EventRecord
 from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
 from asyncdl.metadata.wakeup import topics_of
@@ -21,6 +26,11 @@ T = TypeVar("T")
 
 STORE = "_asyncdl_store"
 LOG = "log"
+
+_TOGETHER = 64
+"""Commits in one group."""
+_LIGHT = 1_000_000
+"""Characters in a group of several: what is heavier goes on its own."""
 RECORDS: tuple[Collection, ...] = ("components", "events", "jobs", "cursors", "intents")
 
 
@@ -37,17 +47,89 @@ class Committed:
     log: Document
 
 
+Changes = Sequence[Change]
+Outcome = Committed | Exception
+"""What became of one commit of a group: its condition may not hold."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A commit that is waited for."""
+
+    changes: Changes
+    outcome: asyncio.Future[Committed]
+
+
 class Commits(ABC):
-    """A protocol of commits."""
+    """A protocol of commits.
+
+    One group of them at a time is on its way: they would only meet in the log, and one of them would have to start again. Those
+    that are asked for meanwhile go together as the next group, each still all or nothing on its own.
+    """
 
     def __init__(self, database: MongoDatabase) -> None:
         self._database = database
-        # One at a time in this process: they would only meet in the log, and one of them would have to start again.
-        self._turn = asyncio.Lock()
+        self._queue: deque[_Waiting] = deque()
+        self._working: asyncio.Task[None] | None = None
+
+    async def commit(self, changes: Changes) -> Committed:
+        """Apply changes, all or none. Who cancels it waits until nothing of it is under way."""
+        waiting = _Waiting(changes, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if self._working is None or self._working.done():
+            self._working = asyncio.create_task(self._work(), name="asyncdl: committing")
+        try:
+            return await asyncio.shield(waiting.outcome)
+        except asyncio.CancelledError:
+            if waiting in self._queue:
+                self._queue.remove(waiting)
+            else:
+                with suppress(AsyncDLError):
+                    await finished(waiting.outcome)
+            raise
+
+    async def _work(self) -> None:
+        group: list[_Waiting] = []
+        try:
+            while self._queue:
+                group = self._next_group()
+                await self._settle_outcomes(group)
+        finally:  # else everything has been settled: the loop is closing
+            for each in (*group, *self._queue):
+                each.outcome.cancel()
+            self._queue.clear()
+
+    def _next_group(self) -> list[_Waiting]:
+        group = [self._queue.popleft()]
+        size = _size(group[0].changes)
+        while self._queue and len(group) < _TOGETHER:
+            size += _size(self._queue[0].changes)
+            if size > _LIGHT:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    async def _settle_outcomes(self, group: list[_Waiting]) -> None:
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = await self._make([each.changes for each in group])
+        except ConstraintError as error:
+            if len(group) > 1:  # only one of them is to blame
+                for each in group:
+                    await self._settle_outcomes([each])
+                return
+            outcomes = [error]
+        except Exception as error:
+            outcomes = [_again(error) for _ in group]
+        for each, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                each.outcome.set_exception(outcome)
+            else:
+                each.outcome.set_result(outcome)
 
     @abstractmethod
-    async def commit(self, changes: Sequence[Change]) -> Committed:
-        """Apply changes, all or none."""
+    async def _make(self, group: Sequence[Changes]) -> list[Outcome]:
+        """Commit those of a group whose conditions hold, one after the other; raises when it committed none."""
 
     @abstractmethod
     async def settle(self) -> None:
@@ -62,16 +144,78 @@ class Commits(ABC):
         found = await self._database.find_one(STORE, {"_id": LOG})
         return found or {"commit": 0, "seq": 0, "topics": {}}
 
-    async def _plan(self, changes: Sequence[Change], seq: int, tx: MongoTransaction | None = None) -> Plan:
-        """Plan changes on what is there; raises where a condition does not hold."""
+    async def planned(
+        self, group: Sequence[Changes], seq: int, tx: MongoTransaction | None = None
+    ) -> tuple[Plan, list[list[EventRecord] | Exception]]:
+        """Plan a group on what is there; return for each its events, or why its conditions do not hold."""
         read: dict[Key, Document] = {}
-        for name, where, fields in needs(changes).queries():
+
+        async def look(name: Collection, where: Document, fields: dict[str, int]) -> None:
             for each in await self._database.find(collection(name), where, fields=fields, tx=tx):
                 read[name, each["_id"]] = each
+
+        queries = needs(chain.from_iterable(group)).queries()
+        if tx is None:
+            await together(look(*query) for query in queries)
+        else:  # a session takes one call at a time
+            for query in queries:
+                await look(*query)
         planned = Plan(read, seq)
+        return planned, [_plan_one(changes, planned) for changes in group]
+
+
+def _plan_one(changes: Changes, on: Plan) -> list[EventRecord] | Exception:
+    before, first = on.copy(), len(on.events)
+    try:
         for change in changes:
-            plan(change, planned)
-        return planned
+            plan(change, on)
+    except Exception as error:
+        on.back_to(before)
+        return error
+    return on.events[first:]
+
+
+def with_log(outcomes: Iterable[list[EventRecord] | Exception], log: Document) -> list[Outcome]:
+    """Return what became of the commits of a group that left this log."""
+    return [each if isinstance(each, Exception) else Committed(each, log) for each in outcomes]
+
+
+def succeeded(group: Sequence[Changes], outcomes: Sequence[Any]) -> list[Change]:
+    """Return the changes of those in a group whose conditions hold."""
+    pairs = zip(group, outcomes, strict=True)
+    return [change for changes, outcome in pairs if not isinstance(outcome, Exception) for change in changes]
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Make calls at once, wait for all of them, and raise what the first that failed did."""
+    for each in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(each, BaseException):
+            raise each
+
+
+def _again(error: Exception) -> Exception:
+    """Return an error of its own for each of those who wait."""
+    again = copy(error)
+    again.__cause__ = error.__cause__
+    return again.with_traceback(error.__traceback__)
+
+
+def _size(changes: Changes) -> int:
+    """Return about how many characters changes are."""
+    records = (getattr(each, "record", each) for each in changes)
+    return sum(
+        len(value)
+        for each in records
+        for name in ("payload", "data", "state", "error")
+        if isinstance(value := getattr(each, name, None), str)
+    )
+
+
+class _NothingHeldError(Exception):
+    """Of a group's commits none is to be made: the transaction is undone."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        self.outcomes = outcomes
 
 
 class TransactionCommits(Commits):
@@ -81,24 +225,34 @@ class TransactionCommits(Commits):
     left: none reads what another is about to change.
     """
 
-    async def commit(self, changes: Sequence[Change]) -> Committed:
-        """Apply changes in one transaction."""
-        appended = sum(isinstance(each, AppendEvent) for each in changes)
-        counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(changes)}
+    async def _make(self, group: Sequence[Changes]) -> list[Outcome]:
+        """Commit in one transaction."""
+        everything = list(chain.from_iterable(group))
+        appended = sum(isinstance(each, AppendEvent) for each in everything)
+        counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(everything)}
 
-        async def body(tx: MongoTransaction) -> Committed:
+        async def body(tx: MongoTransaction) -> list[Outcome]:
             log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
             assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
-            planned = await self._plan(changes, log["seq"] - appended, tx)
+            planned, outcomes = await self.planned(group, log["seq"] - appended, tx)
+            if all(isinstance(each, Exception) for each in outcomes):
+                raise _NothingHeldError(with_log(outcomes, log))
+            if planned.seq != log["seq"]:  # some were left out, and their events with them
+                log = {**log, "seq": planned.seq}
+                await self._database.write(
+                    STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": planned.seq}})], tx=tx
+                )
             writes: dict[str, list[Write]] = {}
             for effect in planned.effects():
                 writes.setdefault(effect.collection, []).append(_write(effect))
             for name, those in writes.items():
                 await self._database.write(collection(name), those, tx=tx)
-            return Committed(planned.events, log)
+            return with_log(outcomes, log)
 
-        async with self._turn:
+        try:
             return await self._database.transact(body)
+        except _NothingHeldError as nothing:
+            return nothing.outcomes
 
     async def settle(self) -> None:
         """Do nothing: a transaction is visible when it is committed."""

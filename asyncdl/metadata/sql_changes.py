@@ -76,10 +76,20 @@ class ChangeCompiler:
     def _(self, change: base.SetComponentStatus) -> Iterator[Statement]:
         yield self._statement(
             "set_status",
-            lambda: update(components).where(components.c.uuid == P("key")).values(status=P("new")),
-            {"key": change.uuid, "new": change.status},
+            lambda: (
+                update(components)
+                .where(components.c.uuid == P("key"))
+                .where(or_(P("any", type_=components.c.version.type) == 1, components.c.status == P("expected")))
+                .values(status=P("new"))
+            ),
+            {
+                "key": change.uuid,
+                "new": change.status,
+                "any": int(change.expected is None),
+                "expected": change.expected or "",
+            },
             expect=1,
-            conflict=f"component {change.uuid} is not installed any more",
+            conflict=f"component {change.uuid} was removed, or its status changed by another process",
         )
 
     @statements.register

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from asyncdl.metadata.base import AppendEvent, Change, FinishJob, MoveCursor, PutJob, SetJobState, Topic
 
-TOPICS: tuple[Topic, ...] = ("anything", "events", "work", "completion")
+TOPICS: tuple[Topic, ...] = ("anything", "events", "work", "completion", "stops")
 
 
 def topics_of(changes: Iterable[Change]) -> set[Topic]:
@@ -18,6 +18,8 @@ def topics_of(changes: Iterable[Change]) -> set[Topic]:
             topics.add("events")
         elif isinstance(change, PutJob | SetJobState) or (isinstance(change, FinishJob) and change.state == "pending"):
             topics |= {"work", "completion"}
+            if isinstance(change, SetJobState) and change.state != "pending":
+                topics.add("stops")
         elif isinstance(change, FinishJob | MoveCursor):
             topics.add("completion")
     return topics

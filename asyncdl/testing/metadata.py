@@ -101,6 +101,7 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "component: uuid taken": (PutComponent(component("child", "new")), ConflictError),
     "component: child missing": (PutComponent(component("new", "new"), children=["child", "nobody"]), ConflictError),
     "status: not installed": (SetComponentStatus("nobody", "ready"), ConflictError),
+    "status: not as expected": (SetComponentStatus("child", "ready", expected="ready"), ConflictError),
     "state: not installed": (SetComponentState("nobody", "{}"), ConflictError),
     "artifacts: not installed": (LinkArtifacts("nobody", ["a" * 64]), ConflictError),
     "state: not as expected": (SetComponentState("child", '{"a": 1}', expected='{"b": 1}'), ConflictError),
@@ -136,6 +137,7 @@ WAKING: list[tuple[Topic, Change]] = [
     ("work", FinishJob("mine", "me", "pending", 15.0)),
     ("completion", FinishJob("mine", "me", "succeeded", 15.0)),
     ("completion", SetJobState("waiting", "cancelled", ("pending",), 15.0)),
+    ("stops", SetJobState("mine", "cancelled", ("running",), 15.0)),
     ("completion", MoveCursor("cursor", 8, expected=7)),
 ]
 """Changes, and a topic whose waiters each must wake."""

@@ -23,7 +23,7 @@ from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.errors import ConfigurationError, StoreError, StoreUnavailableError
 from asyncdl.testing.artifact_store import DATA, ArtifactStoreTests, sha256, streamed
-from tests.mongodb import free_port
+from tests.mongodb import free_port, served
 
 pytestmark = pytest.mark.anyio
 
@@ -179,6 +179,73 @@ class TestGridFSArtifactStoreOnStandalone(OnMongoDB):
     @pytest.fixture
     def server(self, mongodb_standalone: str) -> str:
         return mongodb_standalone
+
+
+@pytest.mark.parametrize("replica_set", [True, False])
+async def test_a_server_killed_ten_times_loses_no_part_of_what_was_put(replica_set: bool) -> None:
+    server = served(replica_set=replica_set)
+    store = GridFSArtifactStore(MongoDatabase(server.url + "x"))
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    async def source(seed: int, killed_at: int) -> AsyncIterator[bytes]:
+        for at in range(14):
+            if at == killed_at:
+                await asyncio.to_thread(restart)
+            yield bytes([seed, at]) * (CHUNK // 2)
+
+    try:
+        await store.open()
+        kept: dict[str, bytes] = {}
+        for seed, killed_at in enumerate([1, 5, 6, 9, 9, 9, 11, 12, 13, 13]):
+            data = b"".join([bytes([seed, at]) * (CHUNK // 2) for at in range(14)])
+            try:
+                name = await store.put(source(seed, killed_at))
+            except StoreError:  # the server was away, or forgot a part
+                assert not await store.exists(sha256(data))
+                name = await store.put(data)
+            kept[name] = data
+            assert await store.get(name) == data
+        assert {name async for name in store.list()} == set(kept)
+        for name, data in kept.items():
+            assert await store.get(name) == data
+        reading = store.open_stream(name)
+        await anext(aiter(reading))
+        await asyncio.to_thread(server.kill)
+
+        async def read_on() -> int:
+            return sum([len(chunk) async for chunk in reading])
+
+        with pytest.raises(StoreUnavailableError):
+            await read_on()
+        await asyncio.to_thread(server.start)
+        assert await store.get(name) == data
+    finally:
+        await store.aclose()
+        server.stop()
+
+
+async def test_what_was_forgotten_of_an_upload_is_missed(mongodb_standalone: str) -> None:
+    """As by a server that is killed between two chunks, without a call that would notice."""
+    url = f"{mongodb_standalone}test_{uuid4().hex[:20]}"
+    store = GridFSArtifactStore(MongoDatabase(url))
+    await store.open()
+    with pymongo.MongoClient[Any](url) as client:
+        chunks = client.get_default_database()["_asyncdl_artifacts_default.chunks"]
+
+        async def source() -> AsyncIterator[bytes]:
+            yield b"x" * (5 * CHUNK)
+            assert chunks.delete_one({"n": 3}).deleted_count == 1
+            yield b"y"
+
+        with pytest.raises(StoreUnavailableError, match="forgot"):
+            await store.put(source())
+        assert [name async for name in store.list()] == []
+        assert chunks.count_documents({}) == 0
+    await store.database.drop()
+    await store.aclose()
 
 
 @pytest.mark.parametrize("namespace", ["", "a.b", "$x", "a" * 65, "a\n", "\x00"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import random
@@ -9,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pymongo
 import pytest
 
+import asyncdl
+from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.mongo_errors import translated
@@ -31,7 +35,7 @@ from asyncdl.errors import (
 )
 from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.testing.metadata import event, intent
-from tests.mongodb import free_port, served
+from tests.mongodb import failing, free_port, served
 
 pytestmark = pytest.mark.anyio
 
@@ -138,6 +142,42 @@ async def test_a_wrong_password_is_refused_without_showing_it() -> None:
         await right.aclose()
     finally:
         server.stop()
+
+
+async def test_a_user_without_rights_is_refused_by_each_store() -> None:
+    server = served(replica_set=False, auth=True)
+    try:
+        with pymongo.MongoClient[Any](server.url) as client:
+            client.admin.command("createUser", "root", pwd="root", roles=["root"])
+        with pymongo.MongoClient[Any](server.url, username="root", password="root") as client:
+            client["x"].command("createUser", "reader", pwd="secret", roles=["read"])
+            client["y"].command("createUser", "stranger", pwd="secret", roles=[])
+            made = MongoMetadataStore(MongoDatabase(server.url.replace("://", "://root:root@") + "x?authSource=admin"))
+            await made.open()
+            await made.commit(event())
+            await made.aclose()
+        for user in ("reader@x", "stranger@y"):
+            name, _, database = user.partition("@")
+            uri = server.url.replace("://", f"://{name}:secret@") + f"x?authSource={database}"
+            for store in (MongoMetadataStore(MongoDatabase(uri)), GridFSArtifactStore(MongoDatabase(uri))):
+                with pytest.raises(StoreUnavailableError) as caught:
+                    await store.open()
+                assert f"{name}:***@127.0.0.1" in str(caught.value)
+                assert "secret" not in str(caught.value)
+    finally:
+        server.stop()
+
+
+def test_only_the_driver_s_modules_import_it() -> None:
+    root = Path(asyncdl.__file__).parent
+    for path in root.rglob("*.py"):
+        if path.parent == root / "drivers" and path.name.startswith("mongo"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported = {name.partition(".")[0] for name in names} & {"motor", "pymongo", "gridfs"}  # bson: values
+            assert not imported, f"{path.relative_to(root)} imports {imported}"
 
 
 async def test_openers_are_counted(url: str) -> None:
@@ -283,6 +323,54 @@ async def test_200_cancelled_transactions_leave_nothing_locked(database: MongoDa
     assert time.monotonic() - begun < 5, "a transaction that nobody ended holds locks for a minute"
 
 
+UNKNOWN = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "it takes too long"}
+
+
+@pytest.mark.parametrize(
+    ("commands", "how"),
+    [
+        (["commitTransaction"], {"closeConnection": True}),
+        (["commitTransaction"], {"writeConcernError": UNKNOWN}),  # it is committed, and does not say so
+        (["commitTransaction"], {"errorCode": 251, "errorLabels": ["TransientTransactionError"]}),
+        (["commitTransaction"], {"errorCode": 50, "errorLabels": ["UnknownTransactionCommitResult"]}),
+        (["findAndModify"], {"closeConnection": True}),
+        (["update"], {"closeConnection": True}),
+        (["update", "insert"], {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}),
+        (["update"], {"errorCode": 11602, "errorLabels": ["TransientTransactionError"]}),  # the primary steps down
+    ],
+    ids=str,
+)
+async def test_a_commit_that_is_interrupted_is_made_once(url: str, commands: list[str], how: dict[str, Any]) -> None:
+    store = MongoMetadataStore(MongoDatabase(url))
+    await store.open()
+    for n in range(1, 6):
+        with failing(url, commands, times=n, **how):
+            made = await store.commit(event(f"{n}"), intent(f"{n}"))
+        assert [each.seq for each in made] == [n]
+    assert [each.topic for each in await store.events(0)] == [f"{n}" for n in range(1, 6)]
+    assert len(await store.intents()) == 5
+    await store.aclose()
+
+
+async def test_a_primary_that_steps_down_loses_nothing() -> None:
+    server = served(replica_set=True)
+    store = MongoMetadataStore(MongoDatabase(server.url + "x"))
+    try:
+        await store.open()
+        with pymongo.MongoClient[Any](server.url, directConnection=True) as client:
+            for at in range(3):
+                committing = [asyncio.create_task(store.commit(event(f"{at}"))) for _ in range(20)]
+                await committing[0]
+                await asyncio.to_thread(
+                    client.admin.command, "replSetStepDown", 1, force=True, secondaryCatchUpPeriodSecs=0
+                )
+                await asyncio.gather(*committing)
+        assert [each.seq for each in await store.events(0)] == list(range(1, 61))
+    finally:
+        await store.aclose()
+        server.stop()
+
+
 # changes
 
 
@@ -339,11 +427,12 @@ async def test_a_server_killed_and_restarted_under_load_loses_nothing_acknowledg
         async with progress:
             await progress.wait_for(lambda: len(acknowledged) >= enough)
 
-    await store.open()
-    await other.open()
+    tasks: list[asyncio.Task[None]] = []
     try:
-        tasks = [asyncio.create_task(commit(n)) for n in range(6)]
-        for _ in range(4):
+        await store.open()
+        await other.open()
+        tasks += [asyncio.create_task(commit(n)) for n in range(6)]
+        for _ in range(10):
             await some_more()
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.start)
@@ -363,10 +452,11 @@ async def test_a_server_killed_and_restarted_under_load_loses_nothing_acknowledg
         await store.commit(event("after"))
         while await other.last_event() == len(log):
             seen = await asyncio.wait_for(other.wait_for_commits(seen), 10)
-        await other.aclose()
-        await store.aclose()
     finally:
         stop = True
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await other.aclose()
+        await store.aclose()
         server.stop()
 
 

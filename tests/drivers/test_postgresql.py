@@ -201,6 +201,38 @@ async def test_a_transaction_whose_statement_was_cancelled_has_ended(database: P
     assert await ids(database) == [0, 3]
 
 
+async def test_a_connection_whose_statement_was_cancelled_is_given_back_clean(database: PostgreSQLDatabase) -> None:
+    running = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)' AND state = 'active'"
+    )
+    for _ in range(20):  # the block ends well, though a statement in it was cancelled
+        async with database.transaction() as tx:
+            await tx.run(insert(1))
+            statement = asyncio.create_task(tx.run(Statement("SELECT pg_sleep(60)", fetch=True)))
+            await until(lambda: database.fetch(running), 1)
+            statement.cancel()
+            await asyncio.wait([statement])
+        assert await ids(database) == [0]
+        idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+        assert await database.fetch(idle) == [(0,)]
+    await all_at_once(database)
+
+
+async def test_connections_made_while_it_closes_are_closed(url: str, postgresql: Server) -> None:
+    for turn in range(10):
+        database = PostgreSQLDatabase(f"{url}&application_name=closing")
+        await database.open()
+        reading = [asyncio.create_task(database.fetch("SELECT 1")) for _ in range(driver._FETCHERS)]
+        for _ in range(turn):
+            await asyncio.sleep(0)
+        await database.aclose()
+        for result in await asyncio.gather(*reading, return_exceptions=True):
+            assert result == [(1,)] or isinstance(result, (ClosedError, StoreUnavailableError))
+    alive = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'closing'"
+    await until(lambda: asyncio.to_thread(postgresql.run, alive), 0)
+
+
 # transactions
 
 

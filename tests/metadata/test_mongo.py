@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import random
 import subprocess
 import sys
 import textwrap
@@ -16,7 +18,16 @@ import pymongo
 import pytest
 
 from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.errors import ClosedError, ConfigurationError, ConstraintError, StoreError, StoreUnavailableError
+from asyncdl.errors import (
+    ClosedError,
+    ConfigurationError,
+    ConflictError,
+    ConstraintError,
+    DuplicateKeyError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from asyncdl.metadata.base import (
     Change,
     DeleteComponent,
@@ -30,6 +41,7 @@ from asyncdl.metadata.base import (
 from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.metadata.mongo_changesets import ChangeSetCommits
 from asyncdl.testing.metadata import PREPARED, MetadataStoreTests, RecordKind, component, event, intent, job
+from tests.mongodb import served
 
 pytestmark = pytest.mark.anyio
 
@@ -132,19 +144,6 @@ class TestMongoMetadataStoreOnReplicaSet(OnMongoDB):
         await other.aclose()
         await store.aclose()
         assert sorted(late)[10] < 0.05
-
-    async def test_what_a_standalone_server_left_is_applied(self, tmp_path: Path) -> None:
-        """A server may have become a replica set since; its change sets are taken up."""
-        store = self.make_store(tmp_path)
-        await store.open()
-        standalone = ChangeSetCommits(store.database)
-        await standalone.commit(PREPARED)
-        await standalone.commit([event("b"), MoveCursor("cursor", 8, expected=7)])
-        await store.commit(event("c"), MoveCursor("cursor", 9, expected=8))
-        await standalone.commit([event("d"), MoveCursor("cursor", 10, expected=9)])
-        assert [each.topic for each in await store.events(0)] == ["prepared", "b", "c", "d"]
-        assert [each.seq for each in await store.events(0)] == [1, 2, 3, 4]
-        await store.aclose()
 
     async def test_a_process_that_died_in_a_transaction_is_not_waited_for(self, store: MongoMetadataStore) -> None:
         dead = MongoDatabase(store.database.url)
@@ -261,6 +260,55 @@ class TestMongoMetadataStoreOnStandalone(OnMongoDB):
         assert [each.topic for each in await store.events(0)] == [f"{n}" for n in range(1, 11)]
         await store.aclose()
 
+    async def test_a_commit_that_arrives_after_it_was_given_up_is_made_once(self, tmp_path: Path) -> None:
+        """The answer does not come, and the write is still on its way: it lands whenever it wants to."""
+
+        class Slow(MongoDatabase):
+            held: Any = None
+
+            async def update(self, collection: str, *args: Any, **options: Any) -> int:
+                if collection == "_asyncdl_commits" and options.get("upsert") and self.held is None:
+                    self.held = super().update(collection, *args, **options)
+                    raise StoreTimeoutError("no answer")
+                return await super().update(collection, *args, **options)
+
+            async def find(self, collection: str, *args: Any, **options: Any) -> Any:
+                await self.land("find")
+                return await super().find(collection, *args, **options)
+
+            async def aggregate(self, collection: str, *args: Any, **options: Any) -> Any:
+                found = await super().aggregate(collection, *args, **options)
+                await self.land("aggregate")
+                return found
+
+            async def land(self, when: str) -> None:
+                if self.held is not None and when == self.when:
+                    held, self.held = self.held, False
+                    if held:
+                        with contextlib.suppress(DuplicateKeyError):
+                            await held
+
+            when = ""
+
+        for when in ("find", "aggregate", "never"):
+            database = Slow(self.url + name_of(tmp_path))
+            database.held, database.when = False, when
+            store = MongoMetadataStore(database)
+            await store.open()
+            last = await store.last_event()
+            await store.commit(MoveCursor(f"c{when}", 1))
+            database.held = None
+            [made] = await store.commit(event(when), MoveCursor(f"c{when}", 2, expected=1))
+            if database.held:
+                with contextlib.suppress(DuplicateKeyError):
+                    await database.held
+            database.held = False
+            assert made.seq == last + 1
+            [after] = await store.commit(event("after"), MoveCursor(f"c{when}", 3, expected=2))
+            assert after.seq == last + 2
+            assert [each.topic for each in await store.events(last)] == [when, "after"]
+            await store.aclose()
+
     async def test_old_change_sets_and_tombstones_are_cleared_away(
         self, store: MongoMetadataStore, tmp_path: Path
     ) -> None:
@@ -361,3 +409,121 @@ async def test_a_schema_of_another_version_is_refused_and_left_alone(url: str) -
             await store.last_event()
         assert raw.list_collection_names() == ["_asyncdl_store"]
         assert raw["_asyncdl_store"].count_documents({}) == 1
+
+
+async def test_what_a_standalone_server_left_is_applied_when_it_has_become_a_replica_set() -> None:
+    class DiesBeforeItApplies(ChangeSetCommits):
+        async def _apply(self, change_set: dict[str, Any]) -> None:
+            raise StoreUnavailableError("dead")
+
+    server = served(replica_set=False)
+    try:
+        store = MongoMetadataStore(MongoDatabase(server.url + "x"))
+        await store.open()
+        await store.commit(*PREPARED)
+        await store.commit(event("b"), MoveCursor("cursor", 8, expected=7))
+        await DiesBeforeItApplies(store.database).commit([event("c"), MoveCursor("cursor", 9, expected=8)])
+        await store.aclose()
+        await asyncio.to_thread(server.kill)
+        server.replica_set = True
+        await asyncio.to_thread(server.start)
+        stores = [MongoMetadataStore(MongoDatabase(server.url + "x")) for _ in range(2)]
+        await asyncio.gather(*(each.open() for each in stores))
+        for at, each in enumerate(stores):
+            assert each.database.transactional
+            await each.commit(event("d"), MoveCursor("cursor", 10 + at, expected=9 + at))
+        found = await stores[0].events(0)
+        assert [(each.seq, each.topic) for each in found] == [(1, "prepared"), (2, "b"), (3, "c"), (4, "d"), (5, "d")]
+        for each in stores:
+            await each.aclose()
+    finally:
+        server.stop()
+
+
+async def test_commits_that_go_together_are_each_all_or_nothing(url: str) -> None:
+    store, other = (MongoMetadataStore(MongoDatabase(url)) for _ in range(2))
+    await store.open()
+    await other.open()
+    await store.commit(intent("taken"))
+
+    async def commit(n: int) -> list[int] | str:
+        on, key = (store, other)[n % 2], "taken" if n % 3 == 0 else f"{n}"
+        try:
+            made = await on.commit(event(f"{n}"), intent(key), event(f"{n}"))
+        except ConflictError:
+            return "conflict"
+        return [each.seq for each in made]
+
+    outcomes = await asyncio.gather(*(commit(n) for n in range(120)))
+    assert [n for n in range(120) if outcomes[n] == "conflict"] == list(range(0, 120, 3))
+    log = await other.events(0)
+    assert [each.seq for each in log] == list(range(1, 161))
+    for n in range(120):
+        assert outcomes[n] == ([each.seq for each in log if each.topic == f"{n}"] or "conflict")
+    assert len(await store.intents()) == 81
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_one_commit_that_is_too_large_does_not_take_others_along(url: str) -> None:
+    store = MongoMetadataStore(MongoDatabase(url))
+    await store.open()
+    large = [event(payload="x" * 17_000_000), intent("large")]
+    error = "x" * 999_000  # of these some go together, and the job holds no more than some
+    await store.commit(PutJob(job("j", payload="x" * 15_000_000)))
+    results = await asyncio.gather(
+        *(store.commit(intent(f"{n}")) for n in range(5)),
+        store.commit(*large),
+        store.commit(SetJobState("j", "failed", ("pending",), 1.0, error=error * 2), intent("with the job")),
+        *(store.commit(intent(f"{n}")) for n in range(5, 10)),
+        return_exceptions=True,
+    )
+    refused = [each for each in results if isinstance(each, BaseException)]
+    assert [type(each) for each in refused] == [ConstraintError] * 2
+    assert all(store.url in str(each) for each in refused)
+    assert sorted(each.id for each in await store.intents()) == [f"{n}" for n in range(10)]
+    assert await store.last_event() == 0
+    await store.aclose()
+
+
+async def test_cancelled_commits_are_made_or_not_and_leave_nothing_under_way(url: str) -> None:
+    store, turns = MongoMetadataStore(MongoDatabase(url)), random.Random(5)
+    await store.open()
+    returned: set[str] = set()
+
+    async def commit(key: str) -> None:
+        await store.commit(event(key), intent(key), event(key))
+        returned.add(key)
+
+    for at in range(20):
+        tasks = [asyncio.create_task(commit(f"{at}-{n}")) for n in range(10)]
+        for task in turns.sample(tasks, 8):
+            await asyncio.sleep(turns.random() * 0.003)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        whole = [each.topic for each in await store.events(0, limit=10_000)]
+        assert whole[::2] == whole[1::2]
+        assert returned <= set(whole) == {each.id for each in await store.intents()}
+    await store.aclose()
+
+
+async def test_a_commit_that_fails_with_others_tells_each(url: str) -> None:
+    class Broken(MongoDatabase):
+        broken = False
+
+        async def _call(self, call: Any, *, to_the_end: bool) -> Any:
+            if self.broken:
+                raise StoreError("it is full")
+            return await super()._call(call, to_the_end=to_the_end)
+
+    database = Broken(url)
+    store = MongoMetadataStore(database)
+    await store.open()
+    database.broken = True
+    results = await asyncio.gather(*(store.commit(event()) for _ in range(5)), return_exceptions=True)
+    assert [str(each) for each in results] == ["it is full"] * 5
+    assert len({id(each) for each in results}) == 5
+    database.broken = False
+    [made] = await store.commit(event())
+    assert made.seq == 1
+    await store.aclose()

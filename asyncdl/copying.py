@@ -1,0 +1,252 @@
+"""Moving from one set of backends to another: rows, artifacts, outputs and components.
+
+What is there already is not copied again, so a copy that was interrupted is ended by another. Nobody should write to the
+source meanwhile: what changes behind the copy's back is not noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from asyncdl.artifacts import ArtifactLeases
+from asyncdl.components.datatype import Datatype
+from asyncdl.components.registry import ListenerState, Registry
+from asyncdl.databackend.base import Outputs, OutputTable, Row, TableSchema, WriteRequest
+from asyncdl.datalayer import Datalayer
+from asyncdl.errors import ConfigurationError
+from asyncdl.events.types import ComponentAdded, ReconcileRequested
+from asyncdl.intents import Intents
+from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
+from asyncdl.query import Query, load_query
+
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What has been copied of one thing.
+
+    Parameters
+    ----------
+    what
+        ``"table"``, ``"artifact"``, ``"outputs"`` or ``"component"``.
+    name
+        The table, hash, listener, or ``type/identifier``.
+    count
+        Rows, bytes, outputs; 1 for a component.
+    """
+
+    what: str
+    name: str
+    count: int
+
+
+async def copy(source: Datalayer, target: Datalayer) -> AsyncIterator[Copied]:
+    """Copy all that one datalayer holds to another, and yield what has been copied as it goes.
+
+    Rows and outputs keep their keys, components their versions and uuids. What had no output in the source, or an error in
+    its place, is computed in the target. The event log, jobs and the cursors of subscribers are not copied.
+
+    Raises
+    ------
+    ConfigurationError
+        The two query languages differ, and components are installed: their queries would mean nothing in the target. Or
+        the target holds a table or component of the same name that is another one. Nothing has been copied then.
+    """
+    copier = _Copier(source, target)
+    await copier.check()
+    async for each in copier.rows():
+        yield each
+    records = await source.metadata.components()
+    hashes = {sha256 for record in records for sha256 in await source.metadata.artifacts(record.uuid)}
+    leases = ArtifactLeases(target.metadata, target.artifact_store, Intents(target.metadata))
+    async with leases.held(hashes) as release:
+        async for each in copier.artifacts(hashes):
+            yield each
+        async for each in copier.outputs(records):
+            yield each
+        await copier.components(records, release)
+    for record in records:
+        yield Copied("component", f"{record.type_id}/{record.identifier}", 1)
+
+
+class _Copier:
+    """One copy under way."""
+
+    def __init__(self, source: Datalayer, target: Datalayer) -> None:
+        self._source = source
+        self._target = target
+        self._registry = Registry(
+            source.metadata, source.artifact_store, source.databackend.datatypes, allow_pickle=False
+        )
+
+    async def check(self) -> None:
+        """Raise `ConfigurationError` where the target cannot take what the source holds; make datatypes known to it."""
+        source, target = self._source, self._target
+        records = await source.metadata.components()
+        if records and source.databackend.language != target.databackend.language:
+            raise ConfigurationError(
+                f"components are installed in {source.databackend.url}, whose queries are written for "
+                f"{source.databackend.language}; those of {target.databackend.url} are written for "
+                f"{target.databackend.language}: rows alone can be copied there, before components are added"
+            )
+        there = {(each.type_id, each.identifier, each.version): each for each in await target.metadata.components()}
+        for record in records:
+            found = there.get((record.type_id, record.identifier, record.version))
+            if found is not None and found.uuid != record.uuid:
+                raise ConfigurationError(
+                    f"the target holds another {record.type_id} {record.identifier!r} version {record.version}"
+                )
+            if record.type_id == "datatype":
+                loaded = await source.load("datatype", record.identifier)
+                assert isinstance(loaded, Datatype)  # noqa: S101 - its record says so
+                target.databackend.datatypes.register(loaded.identifier, loaded.encoder, loaded.decoder)
+        for name in await source.databackend.tables():
+            ours, theirs = await source.databackend.schema(name), await target.databackend.schema(name)
+            if ours and theirs and set(ours.columns) != set(theirs.columns):
+                raise ConfigurationError(f"the target holds a table {name!r} already, with other columns")
+
+    # rows
+
+    async def rows(self) -> AsyncIterator[Copied]:
+        """Copy every table."""
+        for name in await self._source.databackend.tables():
+            schema = await self._source.databackend.schema(name)
+            if schema is not None:
+                yield Copied("table", name, await self._table(schema))
+
+    async def _table(self, schema: TableSchema) -> int:
+        databackend, query = self._target.databackend, self._source[schema.name]
+        async with databackend.transaction() as tx:
+            await databackend.create_table(schema, tx)
+        kind: Any = "upsert" if schema.primary_key else "insert"
+        if kind == "insert" and await self._any(schema.name):
+            raise ConfigurationError(
+                f"the table {schema.name!r} has no primary key and has rows in the target: they would be there twice"
+            )
+        count = 0
+        async for columns, rows in self._source.databackend.read(query, {}, size=_PAGE):
+            if rows:
+                request = WriteRequest(kind, schema.name, [dict(zip(columns, row, strict=True)) for row in rows])
+                async with databackend.transaction() as tx:
+                    await databackend.write(request, {}, tx)
+                count += len(rows)
+        return count
+
+    async def _any(self, name: str) -> bool:
+        found = await self._target.execute(self._target[name].limit(1))
+        return bool(await found.to_list())
+
+    # artifacts
+
+    async def artifacts(self, hashes: Iterable[str]) -> AsyncIterator[Copied]:
+        """Copy artifacts that are not there yet."""
+        for sha256 in sorted(hashes):
+            if not await self._target.artifact_store.exists(sha256):
+                size = 0
+
+                async def chunks(sha256: str = sha256) -> AsyncIterator[bytes]:
+                    nonlocal size
+                    async for chunk in self._source.artifact_store.open_stream(sha256):
+                        size += len(chunk)
+                        yield chunk
+
+                await self._target.artifact_store.put(chunks())
+                yield Copied("artifact", sha256, size)
+
+    # outputs
+
+    async def outputs(self, records: Sequence[ComponentRecord]) -> AsyncIterator[Copied]:
+        """Copy the outputs of every listener that is ready; those of others are computed in the target."""
+        for record in records:
+            if record.type_id == "listener" and record.status == "ready":
+                state = ListenerState.loads(record.state)
+                if state.output.datatype is not None:
+                    yield Copied("outputs", record.identifier, await self._of_listener(record, state))
+
+    async def _of_listener(self, record: ComponentRecord, state: ListenerState) -> int:
+        databackend, output = self._target.databackend, state.output
+        async with databackend.transaction() as tx:
+            await databackend.create_outputs(output, tx)
+        select = load_query(msgspec.json.decode(record.data)["fields"]["select"]["v"])
+        tables = {**await self._registry.outputs(state.listeners), record.identifier: output}
+        rows = self._pages(select.outputs(record.identifier), tables, record.identifier)
+        count = 0
+        async for results in _grouped(rows) if output.flatten else _plain(rows):
+            async with databackend.transaction() as tx:
+                # 0: the positions of the source's log mean nothing in the target's
+                await databackend.put_outputs(output, results, as_of=0, replaced=None, tx=tx)
+            count += len(results)
+        return count
+
+    async def _pages(self, query: Query, tables: Mapping[str, OutputTable], column: str) -> AsyncIterator[list[Row]]:
+        """Yield a query's rows in the order of their key: the key, then a column."""
+        after: Row | None = None
+        while True:
+            rows = await self._source.databackend.scan(query, tables, [column], after=after, limit=_PAGE, missing=None)
+            if rows:
+                after = rows[-1][:-1]
+                yield rows
+            if len(rows) < _PAGE:
+                return
+
+    # components
+
+    async def components(self, records: Sequence[ComponentRecord], release: Sequence[Change]) -> None:
+        """Install the records, those that are held first, in one commit; then have outputs compared with rows."""
+        metadata = self._target.metadata
+        there = {each.uuid for each in await metadata.components()}
+        changes: list[Change] = []
+        for record in await self._held_first(records):
+            if record.uuid not in there:
+                children = [each.uuid for each in await self._source.metadata.children(record.uuid)]
+                artifacts = await self._source.metadata.artifacts(record.uuid)
+                status = "pending" if record.status == "failed" else record.status
+                changes.append(PutComponent(replace(record, status=status), children, sorted(artifacts)))
+                if status == "pending":  # its set-up has not ended: it is done in the target
+                    identity = {each: getattr(record, each) for each in ("type_id", "identifier", "version", "uuid")}
+                    changes.append(ComponentAdded(**identity).change())
+        if changes or release:
+            await metadata.commit(*changes, *release, ReconcileRequested().change())
+
+    async def _held_first(self, records: Sequence[ComponentRecord]) -> list[ComponentRecord]:
+        ordered: dict[str, ComponentRecord] = {}
+
+        async def visit(record: ComponentRecord) -> None:
+            if record.uuid not in ordered:
+                for child in await self._source.metadata.children(record.uuid):
+                    await visit(child)
+                ordered[record.uuid] = record
+
+        for record in records:
+            await visit(record)
+        return list(ordered.values())
+
+
+async def _plain(pages: AsyncIterator[list[Row]]) -> AsyncIterator[Outputs]:
+    """Yield outputs, one for each source row."""
+    async for rows in pages:
+        *keys, values = zip(*rows, strict=True)
+        yield Outputs(keys, values)
+
+
+async def _grouped(pages: AsyncIterator[list[Row]]) -> AsyncIterator[Outputs]:
+    """Yield outputs as lists, one for each source row; the elements of the last of a page may go on on the next."""
+    lists: dict[Row, list[Any]] = {}
+    async for rows in pages:
+        for *key, _position, value in rows:
+            lists.setdefault(tuple(key), []).append(value)
+        last = lists.popitem()
+        if lists:
+            yield _listed(lists)
+        lists = dict([last])
+    if lists:
+        yield _listed(lists)
+
+
+def _listed(lists: Mapping[Row, list[Any]]) -> Outputs:
+    return Outputs(list(zip(*lists, strict=True)), list(lists.values()))
