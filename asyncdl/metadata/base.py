@@ -178,6 +178,18 @@ class SetComponentState:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkArtifacts:
+    """Have a component refer to further artifacts, and to others no longer. Condition: it is installed.
+
+    What is in both stays referred to; linking what is linked, and unlinking what is not, changes nothing.
+    """
+
+    uuid: str
+    linked: Collection[str] = ()
+    unlinked: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteComponent:
     """Remove a component with its links downwards. Condition: it is installed, and no other refers to it."""
 
@@ -304,6 +316,7 @@ Change = (
     PutComponent
     | SetComponentStatus
     | SetComponentState
+    | LinkArtifacts
     | DeleteComponent
     | AppendEvent
     | PutJob

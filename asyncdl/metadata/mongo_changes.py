@@ -69,6 +69,7 @@ class Needs:
 _CONCERNED: dict[type[Any], tuple[Collection, str]] = {
     base.SetComponentStatus: ("components", "uuid"),
     base.SetComponentState: ("components", "uuid"),
+    base.LinkArtifacts: ("components", "uuid"),
     base.DeleteComponent: ("components", "uuid"),
     base.ClaimJob: ("jobs", "id"),
     base.AdvanceJob: ("jobs", "id"),
@@ -237,6 +238,15 @@ def _(change: base.SetComponentState, on: Plan) -> None:
     if found is None or change.expected not in {None, found["state"]}:
         raise ConflictError(f"component {change.uuid} was removed, or its state changed by another process")
     on.set("components", found, state=change.state)
+
+
+@plan.register
+def _(change: base.LinkArtifacts, on: Plan) -> None:
+    found = on.get("components", change.uuid)
+    if found is None:
+        raise ConflictError(f"component {change.uuid} is not installed any more")
+    kept = [each for each in found["artifacts"] if each not in change.unlinked]
+    on.set("components", found, artifacts=list(dict.fromkeys([*kept, *change.linked])))
 
 
 @plan.register

@@ -113,6 +113,25 @@ class ChangeCompiler:
         )
 
     @statements.register
+    def _(self, change: base.LinkArtifacts) -> Iterator[Statement]:
+        yield self._statement(
+            "touch_component",
+            lambda: update(components).where(components.c.uuid == P("key")).values(version=components.c.version),
+            {"key": change.uuid},
+            expect=1,
+            conflict=f"component {change.uuid} is not installed any more",
+        )
+        for sha256 in dict.fromkeys([*change.unlinked, *change.linked]):  # what was linked would be a duplicate
+            yield self._statement(
+                "drop_artifact",
+                lambda: delete(artifacts).where(artifacts.c.component == P("key"), artifacts.c.sha256 == P("name")),
+                {"key": change.uuid, "name": sha256},
+            )
+        for sha256 in dict.fromkeys(change.linked):
+            values = {"component": change.uuid, "sha256": sha256}
+            yield self._statement("put_artifact", lambda: insert(artifacts), values)
+
+    @statements.register
     def _(self, change: base.DeleteComponent) -> Iterator[Statement]:
         values = {"key": change.uuid}
         yield self._statement("drop_links", lambda: delete(links).where(links.c.parent == P("key")), values)

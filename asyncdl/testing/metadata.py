@@ -32,6 +32,7 @@ from asyncdl.metadata.base import (
     IntentRecord,
     JobFilter,
     JobRecord,
+    LinkArtifacts,
     MetadataStore,
     MoveCursor,
     PutComponent,
@@ -102,6 +103,7 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "status: not installed": (SetComponentStatus("nobody", "ready"), ConflictError),
     "status: not as expected": (SetComponentStatus("child", "ready", expected="ready"), ConflictError),
     "state: not installed": (SetComponentState("nobody", "{}"), ConflictError),
+    "artifacts: not installed": (LinkArtifacts("nobody", ["a" * 64]), ConflictError),
     "state: not as expected": (SetComponentState("child", '{"a": 1}', expected='{"b": 1}'), ConflictError),
     "delete component: not installed": (DeleteComponent("nobody"), ComponentInUseError),
     "delete component: in use": (DeleteComponent("child"), ComponentInUseError),
@@ -353,6 +355,19 @@ class MetadataStoreTests(ABC):
         await store.commit(SetComponentStatus("a", "ready"), SetComponentState("a", '{"n": 1}'))
         await store.commit(SetComponentState("a", '{"n": 2}', expected='{"n": 1}'))
         assert await store.components() == [component("a", "a", status="ready", state='{"n": 2}'), component("b", "b")]
+
+    async def test_artifacts_are_linked_and_unlinked_later(self, store: MetadataStore) -> None:
+        first, second, third = "a" * 64, "b" * 64, "c" * 64
+        await store.commit(PutComponent(component("a", "a"), artifacts=[first]), PutComponent(component("b", "b")))
+        await store.commit(LinkArtifacts("a", [first, second, second]), LinkArtifacts("b", [second]))
+        assert await store.artifacts("a") == {first, second}
+        await store.commit(LinkArtifacts("a", [second, third], [first, second, "d" * 64]))
+        assert await store.artifacts("a") == {second, third}
+        assert await store.artifacts() == {second, third}
+        await store.commit(LinkArtifacts("a", unlinked=[second]), LinkArtifacts("b"))
+        assert (await store.artifacts("a"), await store.artifacts("b")) == ({third}, {second})
+        await store.commit(DeleteComponent("a"))
+        assert await store.artifacts() == {second}
 
     async def test_links_lead_both_ways_and_artifacts_are_counted_once(self, store: MetadataStore) -> None:
         leaf, middle, top = component("leaf", "leaf"), component("middle", "middle"), component("top", "top")
