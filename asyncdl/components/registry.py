@@ -15,7 +15,7 @@ from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
-from asyncdl.components.model import Model, Signature
+from asyncdl.components.model import Model, Signature, exception_name
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
@@ -273,6 +273,9 @@ class Registry:
             max_concurrency=model.max_concurrency,
             timeout=model.timeout,
             retries=model.retries,
+            backoff=model.backoff,
+            retry_on=tuple(map(exception_name, model.retry_on)),
+            give_up_on=tuple(map(exception_name, model.give_up_on)),
         )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from asyncdl.databackend.base import Key
 from asyncdl.events.types import (
     ComponentAdded,
+    ComponentReady,
     Event,
+    JobFailed,
     OutputsReplaced,
     OutputsWritten,
     RecomputeRequested,
@@ -29,11 +31,13 @@ RECOMPUTE = "recompute"
 PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
     ComponentAdded,
+    ComponentReady,
     OutputsWritten,
     OutputsReplaced,
     RetryRequested,
     RecomputeRequested,
     ReconcileRequested,
+    JobFailed,
 )
 """The events that `plan` may answer with jobs."""
 
@@ -50,6 +54,8 @@ class InstalledListener:
     tables: Collection[str]
     listeners: Collection[str]
     active: bool = True
+    ready: bool = True
+    """Whether its first backfill has been completed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class Plan:
     last: int
     ids: tuple[Key, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
+    """Why the job cannot be done: it is kept beside those that failed, and not run."""
 
 
 @singledispatch
@@ -93,6 +101,45 @@ def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> 
         for each in installed.listeners
         if each.uuid == event.uuid and each.active
     ]
+
+
+@plan.register
+def _(event: ComponentReady, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Have those completed that were waiting for it: their own first backfill may have come before all that they read."""
+    return [
+        Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
+        for each in installed.listeners
+        if event.type_id == "listener" and event.identifier in each.listeners and each.active and not each.ready
+    ]
+
+
+@plan.register
+def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Say of all that depends on a failed job that it was not done, and because of what."""
+    found = next((each for each in installed.listeners if each.uuid == event.target), None)
+    if found is None:
+        return []
+    why = f"it depends on job {event.job} ({event.kind} of listener {found.identifier!r}), which failed; retry that"
+    return [
+        Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments={"upstream": event.job})
+        for each in _downstream(found, installed)
+    ]
+
+
+def _downstream(listener: InstalledListener, installed: Installation) -> list[InstalledListener]:
+    """Return the listeners that read a listener's outputs, directly or not."""
+    found: dict[str, InstalledListener] = {}
+    names = {listener.identifier}
+    while True:
+        new = [
+            each
+            for each in installed.listeners
+            if each.uuid not in found and each.active and names.intersection(each.listeners)
+        ]
+        if not new:
+            return list(found.values())
+        found |= {each.uuid: each for each in new}
+        names |= {each.identifier for each in new}
 
 
 @plan.register
@@ -168,7 +215,7 @@ def merge(plans: Iterable[Plan]) -> list[Plan]:
         ids = list(dict.fromkeys(_hashable(key) for each in group for key in each.ids))
         for at in range(0, max(len(ids), 1), _IDS_IN_A_JOB):
             chunk = tuple(ids[at : at + _IDS_IN_A_JOB])
-            jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments))
+            jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments, group[0].failed))
     return jobs
 
 

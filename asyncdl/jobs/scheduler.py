@@ -78,7 +78,15 @@ class Scheduler:
 
     async def _installed(self) -> Installation:
         listeners = [
-            InstalledListener(record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active)
+            InstalledListener(
+                record.uuid,
+                record.identifier,
+                state.root,
+                state.tables,
+                state.listeners,
+                state.active,
+                record.status == "ready",
+            )
             for record, state in await self._registry.listeners()
         ]
         return Installation(listeners)
@@ -94,5 +102,7 @@ class Scheduler:
             last=each.last,
             created=time.time(),
             max_attempts=self._max_attempts,
+            state="upstream_failed" if each.failed else "pending",
+            error=each.failed or None,
             priority=10 if each.ids else 0,  # a few rows go before a whole table
         )
