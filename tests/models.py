@@ -73,3 +73,19 @@ def gated(x: int) -> int:
     began.set()
     gate.wait(60)
     return x
+
+
+recorded: list[object] = []
+"""What `record` was called with, in this process."""
+was_recorded = threading.Event()
+"""Set once it was."""
+
+
+def record(event: object) -> None:
+    recorded.append(event)
+    was_recorded.set()
+
+
+async def record_later(event: object) -> None:
+    await asyncio.sleep(0)
+    record(event)

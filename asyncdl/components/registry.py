@@ -211,6 +211,14 @@ class Registry:
             if record.status != "retired"
         ]
 
+    async def declared(self, type_id: str) -> list[tuple[ComponentRecord, dict[str, Any]]]:
+        """Return the newest version of each component of a type, with its fields as `readable` tells them."""
+        newest = {record.identifier: record for record in await self.metadata.components(type_id=type_id)}
+        return [
+            (record, {name: readable(tree) for name, tree in msgspec.json.decode(record.data)["fields"].items()})
+            for record in newest.values()
+        ]
+
     async def outputs_of(
         self, query: Query, known: Mapping[str, ListenerState] | None = None
     ) -> dict[str, OutputTable]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import Any
 
@@ -18,7 +18,11 @@ from asyncdl.events.types import (
     RecomputeRequested,
     ReconcileRequested,
     RetryRequested,
+    RowsDeleted,
     RowsEvent,
+    RowsInserted,
+    RowsUpdated,
+    ScheduleFired,
 )
 
 BACKFILL = "backfill"
@@ -27,6 +31,8 @@ REFRESH = "refresh"
 """Bring the outputs of some rows up to date."""
 RECOMPUTE = "recompute"
 """Bring the outputs of all rows up to date."""
+CALL = "call"
+"""Call the function of a trigger or schedule."""
 
 PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
@@ -38,9 +44,11 @@ PLANNED: tuple[type[Event], ...] = (
     RecomputeRequested,
     ReconcileRequested,
     JobFailed,
+    ScheduleFired,
 )
 """The events that `plan` may answer with jobs."""
 
+_CHANGES: Mapping[str, type[RowsEvent]] = {"insert": RowsInserted, "update": RowsUpdated, "delete": RowsDeleted}
 _IDS_IN_A_JOB = 5000
 
 
@@ -59,10 +67,28 @@ class InstalledListener:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledTrigger:
+    """What planning knows of a trigger: its table, the changes that it is called on, and since when."""
+
+    uuid: str
+    table: str
+    on: Collection[str]
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
-    """What planning knows of the installed components."""
+    """What planning knows of the installed components.
+
+    Parameters
+    ----------
+    calling
+        The uuids of the schedules that call a function.
+    """
 
     listeners: Collection[InstalledListener] = ()
+    triggers: Collection[InstalledTrigger] = ()
+    calling: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +181,22 @@ def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[
         elif event.table in each.tables:
             # A table that is joined: which rows of the root it touches cannot be told from its ids.
             plans.append(Plan(RECOMPUTE, each.uuid, event.seq, first, last))
+    for trigger in installed.triggers:
+        concerned = any(isinstance(event, _CHANGES[change]) for change in trigger.on)
+        if concerned and trigger.table == event.table and event.created >= trigger.created:
+            plans.append(_call(trigger.uuid, event, first, last))
     return plans
+
+
+@plan.register
+def _(event: ScheduleFired, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [_call(event.uuid, event, first, last)] if event.uuid in installed.calling else []
+
+
+def _call(target: str, event: Event, first: int, last: int) -> Plan:
+    change = event.change(first, last)
+    told = {"seq": event.seq, **asdict(change)}
+    return Plan(CALL, target, event.seq, first, last, arguments={"event": told})
 
 
 @plan.register
