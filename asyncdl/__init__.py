@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from asyncdl.components.datatype import Datatype as Datatype
     from asyncdl.components.listener import Listener as Listener
     from asyncdl.components.model import Model as Model
+    from asyncdl.components.schedule import Schedule as Schedule
     from asyncdl.components.table import Table as Table
+    from asyncdl.components.trigger import Trigger as Trigger
     from asyncdl.connect import connect as connect
     from asyncdl.datalayer import Datalayer as Datalayer
     from asyncdl.events.types import ComponentAdded as ComponentAdded
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from asyncdl.events.types import RowsDeleted as RowsDeleted
     from asyncdl.events.types import RowsInserted as RowsInserted
     from asyncdl.events.types import RowsUpdated as RowsUpdated
+    from asyncdl.events.types import ScheduleFired as ScheduleFired
     from asyncdl.events.types import UnknownEvent as UnknownEvent
     from asyncdl.jobs.handle import Added as Added
     from asyncdl.jobs.handle import Handle as Handle
@@ -55,7 +58,9 @@ _HOMES = {
     "asyncdl.components.datatype": ["Datatype"],
     "asyncdl.components.listener": ["Listener"],
     "asyncdl.components.model": ["Model"],
+    "asyncdl.components.schedule": ["Schedule"],
     "asyncdl.components.table": ["Table"],
+    "asyncdl.components.trigger": ["Trigger"],
     "asyncdl.connect": ["connect"],
     "asyncdl.datalayer": ["Datalayer"],
     "asyncdl.events.types": [
@@ -75,6 +80,7 @@ _HOMES = {
         "RowsDeleted",
         "RowsInserted",
         "RowsUpdated",
+        "ScheduleFired",
         "UnknownEvent",
     ],
     "asyncdl.jobs.handle": ["Added", "Handle", "Progress", "Written"],

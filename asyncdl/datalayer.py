@@ -39,6 +39,7 @@ from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
+from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import EventRecord, MetadataStore
 from asyncdl.prediction import Predictor
@@ -108,7 +109,12 @@ class Datalayer:
         self._worker = worker
         services = {"handlers": self._run_handlers, "completion": self._completion.run}
         if worker:
-            services |= {"scheduler": scheduler.run, "runner": self._runner.run, "recovery": self._recover}
+            services |= {
+                "scheduler": scheduler.run,
+                "runner": self._runner.run,
+                "schedules": Ticking(metadata, self._registry).run,
+                "recovery": self._recover,
+            }
         self._supervisor = Supervisor(services)
         self._stack = AsyncExitStack()
         self._handled_since: int | None = None

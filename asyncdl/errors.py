@@ -29,6 +29,7 @@
     │   ├── JobFailedError
     │   ├── JobCancelledError
     │   └── JobTimeoutError (TimeoutError)
+    │       └── QueueDeadlineError
     └── StoreError
         ├── StoreUnavailableError (ConnectionError)
         ├── StoreTimeoutError (TimeoutError)
@@ -150,6 +151,10 @@ class JobCancelledError(JobError):
 
 class JobTimeoutError(JobError, TimeoutError):
     """Work that was waited for was not done in time; it goes on."""
+
+
+class QueueDeadlineError(JobTimeoutError):
+    """No worker began with a job within the setting ``job_deadline``; it has failed."""
 
 
 class StoreError(AsyncDLError):

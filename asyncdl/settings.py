@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     job_backoff: float = Field(
         1.0, ge=0, description="Seconds before a failed job's second attempt; doubled for each more."
     )
+    job_timeout: float | None = Field(None, gt=0, description="Seconds that one attempt of a job may take.")
+    job_deadline: float | None = Field(
+        None, gt=0, description="Seconds that a job may wait for a worker; one that begins later has failed."
+    )
     job_max_attempts: int = Field(3, ge=1, description="Attempts after which a job has failed for good.")
 
     def __init__(self, **values: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 
 calls: Counter[object] = Counter()
@@ -60,3 +61,31 @@ broken = True
 
 def breaks_on_negative(xs: list[int]) -> list[int]:
     return xs[:-1] if broken and min(xs) < 0 else xs
+
+
+gate = threading.Event()
+"""What `gated` waits for."""
+began = threading.Event()
+"""Set once it does."""
+
+
+def gated(x: int) -> int:
+    began.set()
+    gate.wait(60)
+    return x
+
+
+recorded: list[object] = []
+"""What `record` was called with, in this process."""
+was_recorded = threading.Event()
+"""Set once it was."""
+
+
+def record(event: object) -> None:
+    recorded.append(event)
+    was_recorded.set()
+
+
+async def record_later(event: object) -> None:
+    await asyncio.sleep(0)
+    record(event)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
-from asyncdl.compute.base import Placement
+from asyncdl.compute.base import Placement, name_of_type
 from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError
 
@@ -43,7 +43,12 @@ class Model(Component):
     timeout
         Seconds for one call of a coroutine function, or for one batch of a plain one.
     retries
-        Further attempts on a row that failed, with growing pauses; a batch that fails is taken row by row.
+        Further attempts on a row that failed; a batch that fails is taken row by row.
+    backoff
+        Seconds before the first of them, doubled for each further one, with up to half of it added by chance.
+    retry_on, give_up_on
+        Exception types (or their names, ``"module:Name"``) that are worth another attempt, and that are not; what derives from
+        them is meant, too. Default: all are.
     """
 
     type_id: ClassVar[str] = "model"
@@ -57,6 +62,16 @@ class Model(Component):
     max_concurrency: int = field(default=100, kw_only=True)
     timeout: float | None = field(default=None, kw_only=True)
     retries: int = field(default=0, kw_only=True)
+    backoff: float = field(default=0.1, kw_only=True)
+    retry_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
+    give_up_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("retry_on", "give_up_on"):  # types are declared, and stored, by name
+            given = getattr(self, name)
+            given = [given] if isinstance(given, (type, str)) else given
+            object.__setattr__(self, name, tuple(exception_name(each) for each in given))
+        super().__post_init__()
 
     def check(self) -> None:
         """Raise `InvalidComponentError` when the object cannot be called as declared, `DatatypeError` for its datatype."""
@@ -72,6 +87,8 @@ class Model(Component):
             raise InvalidComponentError(f"{self}: on is {self.on!r}; it can be 'thread' or 'process'")
         if self.max_concurrency < 1 or self.retries < 0 or (self.timeout is not None and self.timeout <= 0):
             raise InvalidComponentError(f"{self}: max_concurrency and timeout must be positive, retries not negative")
+        if self.backoff < 0:
+            raise InvalidComponentError(f"{self}: backoff is {self.backoff}; it must not be negative")
 
     @property
     def is_estimator(self) -> bool:
@@ -118,6 +135,23 @@ class Model(Component):
             raise InvalidComponentError(
                 f"{self}: the key {key!r} does not fit its signature {signature}: {error}"
             ) from error
+
+
+def exception_name(kind: type[BaseException] | str) -> str:
+    """Return the name of an exception type.
+
+    Raises
+    ------
+    InvalidComponentError
+        It is none.
+    """
+    if isinstance(kind, str) and all(part for part in kind.partition(":")):
+        return kind
+    if isinstance(kind, type) and issubclass(kind, BaseException):
+        return name_of_type(kind)
+    raise InvalidComponentError(
+        f"{kind!r} is neither an exception type nor the name of one, such as 'builtins:ValueError'"
+    )
 
 
 def signature_of(key: Key) -> Signature:

@@ -15,7 +15,7 @@ from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
-from asyncdl.components.model import Model, Signature
+from asyncdl.components.model import Model, Signature, exception_name
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
@@ -212,6 +212,14 @@ class Registry:
             if record.status != "retired"
         ]
 
+    async def declared(self, type_id: str) -> list[tuple[ComponentRecord, dict[str, Any]]]:
+        """Return the newest version of each component of a type, with its fields as `readable` tells them."""
+        newest = {record.identifier: record for record in await self.metadata.components(type_id=type_id)}
+        return [
+            (record, {name: readable(tree) for name, tree in msgspec.json.decode(record.data)["fields"].items()})
+            for record in newest.values()
+        ]
+
     async def outputs_of(
         self, query: Query, known: Mapping[str, ListenerState] | None = None
     ) -> dict[str, OutputTable]:
@@ -274,6 +282,9 @@ class Registry:
             max_concurrency=model.max_concurrency,
             timeout=model.timeout,
             retries=model.retries,
+            backoff=model.backoff,
+            retry_on=tuple(map(exception_name, model.retry_on)),
+            give_up_on=tuple(map(exception_name, model.give_up_on)),
         )
 
 

@@ -6,6 +6,7 @@ worker) loads the model through a `ModelLoader` once and keeps it.
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -51,8 +52,11 @@ class ModelCall:
     timeout
         Seconds for one call on the loop, or for one batch elsewhere; None: no limit.
     retries, backoff
-        Further attempts of one row after a failure, and seconds before the first of them, doubled for each. A batch that
-        fails is taken row by row.
+        Further attempts of one row after a failure, and seconds before the first of them, doubled for each, with up to half
+        of it added by chance. A batch that fails is taken row by row.
+    retry_on, give_up_on
+        Names of exception types (``"builtins:ValueError"``): a failure is tried again if it is of one of the first, or there
+        are none, and of none of the second. A type stands for those that derive from it, too.
     """
 
     uuid: str
@@ -67,6 +71,22 @@ class ModelCall:
     timeout: float | None = None
     retries: int = 0
     backoff: float = 0.1
+    retry_on: tuple[str, ...] = ()
+    give_up_on: tuple[str, ...] = ()
+
+    def retries_after(self, error: BaseException) -> bool:
+        """Return whether a row on which the model failed so is worth another attempt: by the error's type, never its message."""
+        names = {name_of_type(each) for each in type(error).__mro__}
+        return names.isdisjoint(self.give_up_on) and (not self.retry_on or not names.isdisjoint(self.retry_on))
+
+    def pause(self, attempt: int) -> float:
+        """Return the seconds before another attempt, the first being number 0."""
+        return self.backoff * 2.0**attempt * (1 + random.random() / 2)  # noqa: S311 - so that not all come again at once
+
+
+def name_of_type(kind: type) -> str:
+    """Return the name by which `ModelCall` knows a type of exception."""
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)

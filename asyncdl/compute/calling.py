@@ -86,10 +86,10 @@ def _retrying(function: Function, call: ModelCall, stop: Stop) -> Function:
         for number in range(call.retries):
             try:
                 return function(row)
-            except Exception:  # whatever the model raises may go away; what it raises last is the row's error
-                if stop.requested:
+            except Exception as error:  # what it raises last is the row's error
+                if stop.requested or not call.retries_after(error):
                     raise
-            time.sleep(call.backoff * 2**number)
+            time.sleep(call.pause(number))
         return function(row)
 
     return attempt

@@ -215,9 +215,9 @@ def _persistent(function: Function, call: ModelCall, late: type[Exception]) -> F
             try:
                 return await once(row)
             except BaseException as error:
-                if is_ours(error):
+                if is_ours(error) or not call.retries_after(error):
                     raise
-            await asyncio.sleep(call.backoff * 2**retry)
+            await asyncio.sleep(call.pause(retry))
         return await once(row)
 
     return persistent

@@ -220,6 +220,25 @@ class HandlerFailed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScheduleFired(Event):
+    """A time of a `Schedule` has come.
+
+    Attributes
+    ----------
+    identifier, uuid
+        The schedule.
+    at
+        The time, in Unix seconds; of several that passed while no worker ran, the last.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconcileRequested(Event):
     """Outputs are to be compared with the rows, and what is missing or left over put right.
 

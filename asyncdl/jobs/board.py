@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+from asyncdl import codec
+from asyncdl.databackend.base import Key
 from asyncdl.errors import ConflictError, JobError, JobNotFoundError
 from asyncdl.events.types import JobCancelled
 from asyncdl.jobs.runner import Runner
 from asyncdl.metadata.base import UNFINISHED, JobFilter, JobRecord, JobState, MetadataStore, SetJobState
 
 _RETRIABLE: tuple[JobState, ...] = ("failed", "cancelled", "upstream_failed")
+_DEPENDENT: tuple[JobState, ...] = ("upstream_failed",)
+
+
+@dataclass(frozen=True)
+class Job(JobRecord):
+    """A job, as it stood when it was asked for: a `JobRecord`, and what its payload says."""
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Job:
+        """Return a record as a job."""
+        return cls(**{each.name: getattr(record, each.name) for each in fields(JobRecord)})
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What its work is given."""
+        found: dict[str, Any] = codec.loads(self.payload)
+        return found
+
+    @property
+    def rows(self) -> Sequence[Key]:
+        """The primary keys of the rows that it is about; empty: all, or a range of them, or none."""
+        return [tuple(key) if isinstance(key, list) else key for key in self.arguments.get("ids", ())]
 
 
 class Jobs:
@@ -27,7 +54,7 @@ class Jobs:
         kind: str | None = None,
         target: str | None = None,
         limit: int = 1000,
-    ) -> list[JobRecord]:
+    ) -> list[Job]:
         """Return jobs, oldest first.
 
         Parameters
@@ -38,10 +65,11 @@ class Jobs:
             The uuid of the component that they work for.
         """
         states = (state,) if isinstance(state, str) else tuple(state)
-        return await self._metadata.jobs(JobFilter(states=states, kind=kind, target=target, limit=limit))
+        found = await self._metadata.jobs(JobFilter(states=states, kind=kind, target=target, limit=limit))
+        return [Job.of(each) for each in found]
 
-    async def get(self, job: str) -> JobRecord:
-        """Return a job.
+    async def get(self, job: str) -> Job:
+        """Return a job: its state, attempts, the traceback of its last failure (``error``), the ``rows`` that it is about.
 
         Raises
         ------
@@ -50,10 +78,10 @@ class Jobs:
         found = await self._metadata.jobs(JobFilter(ids=[job]))
         if not found:
             raise JobNotFoundError(f"there is no job {job!r}")
-        return found[0]
+        return Job.of(found[0])
 
     async def retry(self, job: str) -> None:
-        """Have a job that failed or was cancelled run again, from no attempts.
+        """Have a job that failed or was cancelled run again, from no attempts, and what had failed because of it.
 
         Raises
         ------
@@ -61,7 +89,13 @@ class Jobs:
         JobError
             It has not failed.
         """
+        found = await self.get(job)
         await self._move(job, "pending", _RETRIABLE)
+        dependent = JobFilter(states=_DEPENDENT, covers=found.last, limit=100_000)
+        for each in await self._metadata.jobs(dependent):
+            if codec.loads(each.payload).get("upstream") == job:
+                with contextlib.suppress(JobError):  # another has been quicker
+                    await self.retry(each.id)
 
     async def cancel(self, job: str) -> None:
         """Cancel a job: one that waits never starts; one that runs is stopped, and what it still returns is dropped.

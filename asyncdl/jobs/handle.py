@@ -85,9 +85,9 @@ class Handle:
 
     async def _check(self) -> None:
         bad = await self.follow.metadata.jobs(
-            JobFilter(states=("failed", "upstream_failed", "cancelled"), covers=self.last)
+            JobFilter(states=("failed", "upstream_failed", "cancelled"), covers=self.last, first=self.first)
         )
-        for job in sorted(bad, key=lambda each: each.state == "cancelled"):
+        for job in sorted(bad, key=lambda each: ("failed", "upstream_failed", "cancelled").index(each.state)):
             kind = JobCancelledError if job.state == "cancelled" else JobFailedError
             why = job.error or "by request"
             raise kind(f"job {job.id} ({job.kind}) is {job.state} after {job.attempts} attempts: {why}")
@@ -122,7 +122,7 @@ class Handle:
             await self.follow.completion.wait(self.first, self.last)
 
     async def _progress(self) -> Progress:
-        jobs = await self.follow.metadata.jobs(JobFilter(covers=self.last)) if self.last else []
+        jobs = await self.follow.metadata.jobs(JobFilter(covers=self.last, first=self.first)) if self.last else []
         done = sum(job.done for job in jobs)
         totals = [job.total for job in jobs]
         total = None if not jobs or None in totals else sum(each or 0 for each in totals)

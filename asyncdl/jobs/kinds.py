@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asyncdl.errors import JobError
+from asyncdl.jobs.calling import CallWork
 from asyncdl.jobs.listening import ListenerWork
-from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
+from asyncdl.jobs.planner import BACKFILL, CALL, RECOMPUTE, REFRESH
 from asyncdl.jobs.work import Stores, Work
 from asyncdl.metadata.base import JobRecord
 
-WORK: Mapping[str, type[Work]] = {BACKFILL: ListenerWork, REFRESH: ListenerWork, RECOMPUTE: ListenerWork}
+WORK: Mapping[str, type[Work]] = {
+    BACKFILL: ListenerWork,
+    REFRESH: ListenerWork,
+    RECOMPUTE: ListenerWork,
+    CALL: CallWork,
+}
 
 
 def work_of(stores: Stores, job: JobRecord, owner: str) -> Work:

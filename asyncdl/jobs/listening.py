@@ -100,8 +100,17 @@ class ListenerWork(Work):
             counted, last = await self._shard.succeeded(self._stores.metadata)
             if not last:
                 return Conclusion(counted)
+        if not await self._upstream_is_ready():
+            return Conclusion(counted)  # when that becomes ready, another backfill is planned
         conclusion = await take_over(self._stores.metadata, self._job)
         return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
+
+    async def _upstream_is_ready(self) -> bool:
+        for identifier in self._select.listeners():
+            records = await self._stores.metadata.components(type_id="listener", identifier=identifier)
+            if not any(record.status == "ready" for record in records):
+                return False
+        return True
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""

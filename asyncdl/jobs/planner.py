@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import Any
 
 from asyncdl.databackend.base import Key
 from asyncdl.events.types import (
     ComponentAdded,
+    ComponentReady,
     Event,
+    JobFailed,
     OutputsReplaced,
     OutputsWritten,
     RecomputeRequested,
     ReconcileRequested,
     RetryRequested,
+    RowsDeleted,
     RowsEvent,
+    RowsInserted,
+    RowsUpdated,
+    ScheduleFired,
 )
 
 BACKFILL = "backfill"
@@ -25,18 +31,24 @@ REFRESH = "refresh"
 """Bring the outputs of some rows up to date."""
 RECOMPUTE = "recompute"
 """Bring the outputs of all rows up to date."""
+CALL = "call"
+"""Call the function of a trigger or schedule."""
 
 PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
     ComponentAdded,
+    ComponentReady,
     OutputsWritten,
     OutputsReplaced,
     RetryRequested,
     RecomputeRequested,
     ReconcileRequested,
+    JobFailed,
+    ScheduleFired,
 )
 """The events that `plan` may answer with jobs."""
 
+_CHANGES: Mapping[str, type[RowsEvent]] = {"insert": RowsInserted, "update": RowsUpdated, "delete": RowsDeleted}
 _IDS_IN_A_JOB = 5000
 
 
@@ -50,13 +62,33 @@ class InstalledListener:
     tables: Collection[str]
     listeners: Collection[str]
     active: bool = True
+    ready: bool = True
+    """Whether its first backfill has been completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledTrigger:
+    """What planning knows of a trigger: its table, the changes that it is called on, and since when."""
+
+    uuid: str
+    table: str
+    on: Collection[str]
+    created: float
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """What planning knows of the installed components."""
+    """What planning knows of the installed components.
+
+    Parameters
+    ----------
+    calling
+        The uuids of the schedules that call a function.
+    """
 
     listeners: Collection[InstalledListener] = ()
+    triggers: Collection[InstalledTrigger] = ()
+    calling: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +110,8 @@ class Plan:
     last: int
     ids: tuple[Key, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    failed: str = ""
+    """Why the job cannot be done: it is kept beside those that failed, and not run."""
 
 
 @singledispatch
@@ -96,6 +130,45 @@ def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> 
 
 
 @plan.register
+def _(event: ComponentReady, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Have those completed that were waiting for it: their own first backfill may have come before all that they read."""
+    return [
+        Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
+        for each in installed.listeners
+        if event.type_id == "listener" and event.identifier in each.listeners and each.active and not each.ready
+    ]
+
+
+@plan.register
+def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Say of all that depends on a failed job that it was not done, and because of what."""
+    found = next((each for each in installed.listeners if each.uuid == event.target), None)
+    if found is None:
+        return []
+    why = f"it depends on job {event.job} ({event.kind} of listener {found.identifier!r}), which failed; retry that"
+    return [
+        Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments={"upstream": event.job})
+        for each in _downstream(found, installed)
+    ]
+
+
+def _downstream(listener: InstalledListener, installed: Installation) -> list[InstalledListener]:
+    """Return the listeners that read a listener's outputs, directly or not."""
+    found: dict[str, InstalledListener] = {}
+    names = {listener.identifier}
+    while True:
+        new = [
+            each
+            for each in installed.listeners
+            if each.uuid not in found and each.active and names.intersection(each.listeners)
+        ]
+        if not new:
+            return list(found.values())
+        found |= {each.uuid: each for each in new}
+        names |= {each.identifier for each in new}
+
+
+@plan.register
 def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[Plan]:
     plans = []
     for each in installed.listeners:
@@ -108,7 +181,22 @@ def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[
         elif event.table in each.tables:
             # A table that is joined: which rows of the root it touches cannot be told from its ids.
             plans.append(Plan(RECOMPUTE, each.uuid, event.seq, first, last))
+    for trigger in installed.triggers:
+        concerned = any(isinstance(event, _CHANGES[change]) for change in trigger.on)
+        if concerned and trigger.table == event.table and event.created >= trigger.created:
+            plans.append(_call(trigger.uuid, event, first, last))
     return plans
+
+
+@plan.register
+def _(event: ScheduleFired, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [_call(event.uuid, event, first, last)] if event.uuid in installed.calling else []
+
+
+def _call(target: str, event: Event, first: int, last: int) -> Plan:
+    change = event.change(first, last)
+    told = {"seq": event.seq, **asdict(change)}
+    return Plan(CALL, target, event.seq, first, last, arguments={"event": told})
 
 
 @plan.register
@@ -168,7 +256,7 @@ def merge(plans: Iterable[Plan]) -> list[Plan]:
         ids = list(dict.fromkeys(_hashable(key) for each in group for key in each.ids))
         for at in range(0, max(len(ids), 1), _IDS_IN_A_JOB):
             chunk = tuple(ids[at : at + _IDS_IN_A_JOB])
-            jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments))
+            jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments, group[0].failed))
     return jobs
 
 

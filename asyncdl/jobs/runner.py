@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
+from asyncdl.errors import (
+    ComponentNotFoundError,
+    ConflictError,
+    JobTimeoutError,
+    LeaseLostError,
+    QueueDeadlineError,
+    StoreError,
+)
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
@@ -44,11 +51,17 @@ class RunnerOptions:
         Seconds after which the jobs of a process that gave no sign of life are taken over.
     backoff
         Seconds before the second attempt, doubled for each further one, with up to half of it added by chance.
+    timeout
+        Seconds that one attempt may take.
+    deadline
+        Seconds that a job may wait for its first attempt.
     """
 
     concurrency: int = 8
     lease: float = 30.0
     backoff: float = 1.0
+    timeout: float | None = None
+    deadline: float | None = None
 
 
 class Runner:
@@ -127,7 +140,7 @@ class Runner:
                 await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts))
             except ConflictError:
                 continue  # another process was first
-            mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1)
+            mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
             self._parts[job.id] = _part(job)
@@ -147,7 +160,7 @@ class Runner:
             self._leases[job.id] = work.lease
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
-            await work.run()
+            await self._in_time(job, work)
             await self._succeed(job, work)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
@@ -164,6 +177,18 @@ class Runner:
             self._parts.pop(job.id, None)
             self._room.set()
             self._drained.set()
+
+    async def _in_time(self, job: JobRecord, work: Work) -> None:
+        waited = (job.started or 0.0) - max(job.created, job.not_before)
+        if self._options.deadline is not None and job.attempts == 1 and waited > self._options.deadline:
+            raise QueueDeadlineError(f"no worker began with job {job.id} within {self._options.deadline:g} s")
+        try:
+            async with asyncio.timeout(self._options.timeout) as limit:
+                await work.run()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise JobTimeoutError(f"this attempt was not done within {self._options.timeout:g} s") from error
 
     async def _succeed(self, job: JobRecord, work: Work) -> None:
         for _ in range(_CONCLUSIONS):
@@ -188,7 +213,7 @@ class Runner:
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
-        if job.attempts < job.max_attempts:
+        if job.attempts < job.max_attempts and not isinstance(error, QueueDeadlineError):
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
             logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
             await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))

@@ -7,15 +7,18 @@ import time
 import uuid
 
 from asyncdl import codec
+from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry
+from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ComponentEvent, Event
-from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, Plan, merge, plan
+from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, InstalledTrigger, Plan, merge, plan
 from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
 
 CURSOR = "scheduler"
+_NOTHING = reference_of(nothing)
 _PAGE = 500
 PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
 """The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
@@ -78,10 +81,25 @@ class Scheduler:
 
     async def _installed(self) -> Installation:
         listeners = [
-            InstalledListener(record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active)
+            InstalledListener(
+                record.uuid,
+                record.identifier,
+                state.root,
+                state.tables,
+                state.listeners,
+                state.active,
+                record.status == "ready",
+            )
             for record, state in await self._registry.listeners()
         ]
-        return Installation(listeners)
+        triggers = [
+            InstalledTrigger(record.uuid, found["table"], found["on"], record.created)
+            for record, found in await self._registry.declared("trigger")
+        ]
+        schedules = await self._registry.declared("schedule")
+        return Installation(
+            listeners, triggers, [record.uuid for record, found in schedules if found["object"] != _NOTHING]
+        )
 
     def _job(self, each: Plan) -> JobRecord:
         payload = {"ids": list(each.ids), "since": each.since, **each.arguments}
@@ -94,5 +112,7 @@ class Scheduler:
             last=each.last,
             created=time.time(),
             max_attempts=self._max_attempts,
+            state="upstream_failed" if each.failed else "pending",
+            error=each.failed or None,
             priority=10 if each.ids else 0,  # a few rows go before a whole table
         )

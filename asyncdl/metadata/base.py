@@ -266,7 +266,10 @@ class FinishJob:
 
 @dataclass(frozen=True, slots=True)
 class SetJobState:
-    """Move a job by hand. Condition: its state is one of ``among``. A new ``pending`` starts from no attempts."""
+    """Move a job by hand. Condition: its state is one of ``among``.
+
+    A new ``pending`` starts from no attempts, and waits from ``now`` on.
+    """
 
     id: str
     state: JobState
@@ -346,7 +349,8 @@ class JobFilter:
     target: str | None = None
     kind: str | None = None
     covers: int | None = None
-    """Jobs whose range of causes holds this event."""
+    """Jobs whose range of causes holds this event, or one between ``first`` and this."""
+    first: int | None = None
     ids: Collection[str] = field(default_factory=tuple)
     owner: str | None = None
     limit: int = 1000

@@ -307,7 +307,8 @@ class MongoMetadataStore(MetadataStore):
         if where.ids:
             query["_id"] = {"$in": list(where.ids)}
         if where.covers is not None:
-            query |= {"first": {"$lte": where.covers}, "last": {"$gte": where.covers}}
+            first = where.covers if where.first is None else where.first
+            query |= {"first": {"$lte": where.covers}, "last": {"$gte": first}}
         return await self._find("jobs", query, JobRecord, "id", sort=[("created", 1), ("_id", 1)], limit=where.limit)
 
     async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:

@@ -358,7 +358,7 @@ def _(change: base.SetJobState, on: Plan) -> None:
         state=change.state,
         owner=None,
         lease=0.0,
-        not_before=0.0,
+        not_before=change.now if again else 0.0,
         error=change.error,
         finished=None if again else change.now,
         attempts=0 if again else found["attempts"],

@@ -308,6 +308,7 @@ class SQLMetadataStore(MetadataStore):
         values |= equal
         if where.covers is not None:
             values["covers"] = where.covers
+            values["first"] = where.covers if where.first is None else where.first
 
         def build() -> Any:
             query = select(jobs).order_by(jobs.c.created, jobs.c.id).limit(P("limit"))
@@ -318,7 +319,7 @@ class SQLMetadataStore(MetadataStore):
             if ids:
                 query = query.where(_among(jobs.c.id, ids))
             if where.covers is not None:
-                query = query.where(jobs.c.first <= P("covers"), jobs.c.last >= P("covers"))
+                query = query.where(jobs.c.first <= P("covers"), jobs.c.last >= P("first"))
             return query
 
         return [JobRecord(*row) for row in await self._rows(f"jobs{'/'.join(values)}", build, values)]

@@ -580,6 +580,7 @@ class MetadataStoreTests(ABC):
         assert await ids(kind="backfill") == "a"
         assert await ids(covers=3) == "ba"
         assert await ids(covers=8) == "d"
+        assert await ids(first=4, covers=6) == "ac"
         assert await ids(ids=["c", "a", "nothing"]) == "ac"
         assert await ids(owner="me") == "d"
         assert await ids(limit=2) == "ba"
@@ -629,7 +630,7 @@ class MetadataStoreTests(ABC):
     async def test_jobs_are_moved_by_hand(self, store: MetadataStore) -> None:
         await store.commit(PutJob(job(state="failed", attempts=3, error="Traceback", finished=4.0, not_before=7.0)))
         await store.commit(SetJobState("j", "pending", ("failed", "cancelled"), 5.0))
-        assert await store.jobs() == [job()]
+        assert await store.jobs() == [job(not_before=5.0)]
         await store.commit(ClaimJob("j", "me", 6.0, 16.0))
         await store.commit(SetJobState("j", "cancelled", ("pending", "running"), 7.0, error="by hand"))
         with pytest.raises(LeaseLostError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
     Event,
+    JobFailed,
     JobSucceeded,
     OutputsReplaced,
     OutputsWritten,
@@ -103,8 +105,28 @@ def test_other_events_ask_for_nothing() -> None:
     ready = ComponentReady(seq=5, type_id="listener", identifier="plain", version=1, uuid="u-plain")
     succeeded = JobSucceeded(seq=5, job="j", kind=REFRESH, target="u-plain", done=1)
     assert planned(ready) == planned(succeeded) == {}
-    assert not isinstance(ready, PLANNED)
     assert not isinstance(succeeded, PLANNED)
+
+
+def test_what_waits_for_a_listener_is_completed_when_it_is_ready() -> None:
+    waiting = replace(CHAINED, ready=False)
+    ready = ComponentReady(seq=5, type_id="listener", identifier="plain", version=1, uuid="u-plain")
+    assert plan(ready, Installation([PLAIN, waiting, BOTH]), 3, 8) == [
+        Plan(BACKFILL, "u-chained", 5, 3, 8, arguments={"setup": True})
+    ]
+    model = ComponentReady(seq=5, type_id="model", identifier="plain", version=1, uuid="m")
+    assert plan(model, Installation([waiting]), 3, 8) == []
+
+
+def test_what_depends_on_a_failed_job_names_it() -> None:
+    third = InstalledListener("u-third", "third", "docs", ["docs"], ["chained"])
+    failed = JobFailed(seq=5, job="j", kind=REFRESH, target="u-plain", error="...", attempts=3)
+    plans = plan(failed, Installation([*ALL, third]), 3, 8)
+    assert {each.target for each in plans} == {"u-chained", "u-both", "u-third"}
+    assert all("job j (refresh of listener 'plain')" in each.failed for each in plans)
+    assert {each.arguments["upstream"] for each in merge(plans)} == {"j"}
+    assert plan(replace(failed, target="u-other"), Installation(ALL), 3, 8) == []
+    assert plan(replace(failed, target="gone"), Installation(ALL), 3, 8) == []
 
 
 def test_every_event_that_is_answered_is_declared() -> None:
