@@ -44,6 +44,9 @@ class Model(Component):
         Seconds for one call of a coroutine function, or for one batch of a plain one.
     retries
         Further attempts on a row that failed, with growing pauses; a batch that fails is taken row by row.
+    resources
+        What a Dask worker must have free for each batch, as it declares it (``dask worker --resources "GPU=1"``):
+        ``{"GPU": 1}``. Compute on this machine declares nothing and does not look at them.
     """
 
     type_id: ClassVar[str] = "model"
@@ -57,6 +60,7 @@ class Model(Component):
     max_concurrency: int = field(default=100, kw_only=True)
     timeout: float | None = field(default=None, kw_only=True)
     retries: int = field(default=0, kw_only=True)
+    resources: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def check(self) -> None:
         """Raise `InvalidComponentError` when the object cannot be called as declared, `DatatypeError` for its datatype."""
@@ -72,6 +76,10 @@ class Model(Component):
             raise InvalidComponentError(f"{self}: on is {self.on!r}; it can be 'thread' or 'process'")
         if self.max_concurrency < 1 or self.retries < 0 or (self.timeout is not None and self.timeout <= 0):
             raise InvalidComponentError(f"{self}: max_concurrency and timeout must be positive, retries not negative")
+        if not all(isinstance(amount, (int, float)) and amount > 0 for amount in self.resources.values()):
+            raise InvalidComponentError(
+                f"{self}: resources are {dict(self.resources)!r}; their amounts must be positive"
+            )
 
     @property
     def is_estimator(self) -> bool:

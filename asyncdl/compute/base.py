@@ -7,7 +7,7 @@ worker) loads the model through a `ModelLoader` once and keeps it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -53,6 +53,8 @@ class ModelCall:
     retries, backoff
         Further attempts of one row after a failure, and seconds before the first of them, doubled for each. A batch that
         fails is taken row by row.
+    resources
+        What a worker must have free for each batch (``{"GPU": 1}``), where workers declare what they have: on Dask.
     """
 
     uuid: str
@@ -67,6 +69,7 @@ class ModelCall:
     timeout: float | None = None
     retries: int = 0
     backoff: float = 0.1
+    resources: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,13 @@ class ModelTask:
     inputs: Sequence[Any]
 
 
+Fetch = Callable[[str], Awaitable[bytes]]
+"""Gets an artifact's verified bytes, by its hash, in another process, perhaps on another machine.
+
+It is pickled to get there, opens and closes what it needs by itself, and raises whatever it likes where it cannot.
+"""
+
+
 class ModelLoader(Protocol):
     """Finds a model's object; the compute backend keeps what it returns, by ``call.uuid``."""
 
@@ -97,12 +107,16 @@ class ModelLoader(Protocol):
     async def payload(self, call: ModelCall) -> bytes:
         """Return the object pickled (cloudpickle), for another process."""
 
+    def fetch(self) -> Fetch | None:
+        """Return what gets ``call.artifact`` in a worker's process; None: nothing does, and `payload` has to travel."""
+
 
 class ComputeFuture(ABC):
     """A task under way: await it for its outputs, one for each input, a `RowError` where the model failed on one.
 
-    A failure of the whole batch raises: a lost worker, a timeout, a model that cannot be loaded (`ModelError`), a batch
-    model that returned another number of outputs than it got inputs (`ModelOutputError`).
+    A failure of the whole batch raises: a timeout or a model that cannot be loaded (`ModelError`), a batch model that
+    returned another number of outputs than it got inputs (`ModelOutputError`), a worker that died (`WorkerLostError`), no
+    worker to be had (`ComputeUnavailableError`).
     """
 
     @abstractmethod
