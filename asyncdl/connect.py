@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote
 
 from asyncdl import progress
 from asyncdl.artifact_store.base import ArtifactStore
-from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
-from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.databackend.base import DataBackend
-from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
-from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mongo_client import database_name
-from asyncdl.drivers.postgresql import PostgreSQLDatabase
-from asyncdl.drivers.sql import SQLDatabase
-from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
 from asyncdl.jobs.runner import RunnerOptions
 from asyncdl.metadata.base import MetadataStore
-from asyncdl.metadata.mongo import MongoMetadataStore
-from asyncdl.metadata.sql import SQLMetadataStore
+from asyncdl.schemes import Kind, Located, Role, kind_of, locate
 from asyncdl.settings import Settings, defaults, redact
 
+_METADATA = "sqlite://.asyncdl/metadata.db"
 _ARTIFACTS = "filesystem://.asyncdl/artifacts/"
-_MONGODB = {"mongodb", "mongodb+srv"}
 
 
 def connect(
@@ -59,7 +47,8 @@ def connect(
         own database.
     artifact_store
         Where models are (``"filesystem://./data"``, ``"mongodb://host/name"``: in GridFS). Default: in GridFS where the metadata
-        store is on MongoDB, else ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a folder of its own.
+        store or the databackend is on MongoDB, else ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a
+        folder of its own.
     compute
         Where models run. Default: ``"local"``.
     **settings
@@ -136,7 +125,7 @@ class Connecting:
                 stack.push_async_callback(metadata.aclose)
             artifact_store = self._ready["artifact_store"]
             if artifact_store is None:
-                artifact_store = plan.artifact_store(metadata)
+                artifact_store = plan.artifact_store(metadata, databackend, stack)
                 await artifact_store.open()
                 stack.push_async_callback(artifact_store.aclose)
             db = Datalayer(
@@ -163,130 +152,68 @@ class _Plan:
     """Which stores the settings ask for: read from the URIs before anything is opened."""
 
     def __init__(self, settings: Settings, ready: Mapping[str, Any]) -> None:
-        self._settings = settings
+        self._datatypes = Datatypes(allow_pickle=settings.pickle)
         self._databackend: DataBackend | None = ready["databackend"]
         self._metadata: MetadataStore | None = ready["metadata_store"]
-        self._data = None if self._databackend is not None else _database(settings.databackend, "databackend")
-        self._own_metadata: _MakeDatabase | None = None
-        self._metadata_uri: str | None = None
-        if self._metadata is None and settings.metadata_store is not None:
-            self._metadata_uri = _mongodb_uri(settings.metadata_store)
-            if self._metadata_uri is None:
-                self._own_metadata = _database(settings.metadata_store, "metadata store")
-        self._artifacts_uri = _mongodb_uri(settings.artifact_store)
-        self._artifacts = None if self._artifacts_uri is not None else _folder(settings.artifact_store or _ARTIFACTS)
-        self._artifacts_follow = settings.artifact_store is None
+        self._data = None if self._databackend is not None else locate(settings.databackend, "databackend")
+        self._records = _located(settings.metadata_store, "metadata_store")
+        self._artifacts = _located(settings.artifact_store, "artifact_store")
         if ready["compute"] is None and settings.compute not in {"local", "local://"}:
-            raise UnknownSchemeError(_unknown(settings.compute, "compute backend", "local"))
+            scheme = settings.compute.partition("://")[0]
+            raise UnknownSchemeError(
+                f"no compute backend serves {scheme!r} (from {redact(settings.compute)!r}); there is local"
+            )
 
     def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
         """Return databackend and metadata store, still to be opened; on one database object where both are one database."""
-        databackend, metadata = self._databackend, self._metadata
+        databackend = self._databackend
         if databackend is None:
-            assert self._data is not None  # noqa: S101 - one of the two is given
-            database = self._data(stack)
-            if isinstance(metadata, SQLMetadataStore) and _same(metadata.database, database):
-                database = metadata.database
-            databackend = SQLDataBackend(database, Datatypes(allow_pickle=self._settings.pickle))
-        if metadata is None and self._metadata_uri is not None:
-            metadata = MongoMetadataStore(MongoDatabase(self._metadata_uri))
-        elif metadata is None:
-            metadata = SQLMetadataStore(self._metadata_database(databackend, stack))
-        return databackend, metadata
+            assert self._data is not None and self._data.kind.databackend is not None  # noqa: S101, PT018 - tells mypy
+            database = _shared(self._data.make(stack), self._metadata)
+            databackend = self._data.kind.databackend(database, self._datatypes)
+        return databackend, self._metadata or self._metadata_store(databackend, stack)
 
-    def artifact_store(self, metadata: MetadataStore) -> ArtifactStore:
-        """Return the artifact store, still to be opened; on one connection with the metadata store where it may."""
-        shared = metadata.database if isinstance(metadata, MongoMetadataStore) else None
-        if self._artifacts_uri is not None:
-            same = shared is not None and self._artifacts_uri == self._metadata_uri
-            database = shared if shared is not None and same else MongoDatabase(self._artifacts_uri)
-            return GridFSArtifactStore(database, metadata.identity)
-        if shared is not None and self._artifacts_follow:
-            return GridFSArtifactStore(shared, metadata.identity)
-        assert self._artifacts is not None, "it is a folder or a MongoDB"  # noqa: S101 - tells mypy
-        return FilesystemArtifactStore(self._artifacts / metadata.identity)
+    def _metadata_store(self, databackend: DataBackend, stack: AsyncExitStack) -> MetadataStore:
+        kind, database = kind_of(_database(databackend)), _database(databackend)
+        if self._records is not None:
+            kind, database = self._records.kind, _shared(self._records.make(stack), databackend)
+        elif kind is None or kind.metadata_store is None:
+            beside = locate(_METADATA, "metadata_store")
+            kind, database = beside.kind, beside.make(stack)
+        assert kind.metadata_store is not None  # noqa: S101 - tells mypy
+        return kind.metadata_store(database)
 
-    def _metadata_database(self, databackend: DataBackend, stack: AsyncExitStack) -> SQLDatabase:
-        shared = getattr(databackend, "database", None)
-        if self._own_metadata is None:
-            return shared if isinstance(shared, SQLDatabase) else SQLiteDatabase(".asyncdl/metadata.db")
-        database = self._own_metadata(stack)
-        return shared if isinstance(shared, SQLDatabase) and _same(shared, database) else database
+    def artifact_store(self, metadata: MetadataStore, databackend: DataBackend, stack: AsyncExitStack) -> ArtifactStore:
+        """Return the artifact store, still to be opened; by default with the records, or with the rows, where it can be."""
+        if self._artifacts is not None:
+            kind, database = self._artifacts.kind, _shared(self._artifacts.make(stack), metadata)
+        else:
+            kind, database = self._default_artifacts(metadata, databackend, stack)
+        assert kind.artifact_store is not None  # noqa: S101 - tells mypy
+        return kind.artifact_store(database, metadata.identity)
 
-
-def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
-    if isinstance(one, PostgreSQLDatabase) and isinstance(other, PostgreSQLDatabase):
-        return one.place == other.place
-    paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
-    return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
+    def _default_artifacts(
+        self, metadata: MetadataStore, databackend: DataBackend, stack: AsyncExitStack
+    ) -> tuple[Kind, Any]:
+        for database in (_database(metadata), _database(databackend)):
+            kind = kind_of(database)
+            if kind is not None and kind.artifact_store is not None:
+                return kind, database
+        beside = locate(_ARTIFACTS, "artifact_store")
+        return beside.kind, beside.make(stack)
 
 
-def _temporary(stack: AsyncExitStack) -> Path:
-    """Return a path that goes away with the datalayer.
-
-    ``sqlite://:memory:`` is served from a temporary file: in SQLite a database in memory belongs to one connection.
-    """
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asyncdl-", ignore_cleanup_errors=True))
-    return Path(folder) / "memory.db"
+def _located(uri: str | None, role: Role) -> Located | None:
+    return None if uri is None else locate(uri, role)
 
 
-def _split(uri: str, what: str) -> tuple[str, str]:
-    scheme, found, rest = uri.partition("://")
-    if not found:
-        raise ConfigurationError(f"{redact(uri)!r} is no URI for a {what}; one looks like 'sqlite://app.db'")
-    return scheme.lower(), rest
+def _database(store: Any) -> Any:
+    return getattr(store, "database", None)
 
 
-def _unknown(uri: str, what: str, served: str) -> str:
-    scheme = uri.partition("://")[0]
-    return f"no {what} serves {scheme!r} (from {redact(uri)!r}); there is {served}"
-
-
-_MakeDatabase = Callable[[AsyncExitStack], SQLDatabase]
-
-
-def _database(uri: str, what: str) -> _MakeDatabase:
-    """Return what makes the SQL database that a URI means; raises `ConfigurationError` for one that means none."""
-    scheme, rest = _split(uri, what)
-    if scheme == "sqlite":
-        path = _sqlite_path(uri, rest)
-        return lambda stack: SQLiteDatabase(path or _temporary(stack))
-    if scheme in {"postgresql", "postgres"}:
-        database = PostgreSQLDatabase(uri)
-        return lambda stack: database
-    if scheme in _MONGODB:
-        raise UnknownSchemeError(
-            f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
-        )
-    served = "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
-    raise UnknownSchemeError(_unknown(uri, what, served))
-
-
-def _mongodb_uri(uri: str | None) -> str | None:
-    """Return a URI if it is MongoDB's, untouched: what it says is the driver's to read."""
-    if uri is None or uri.partition("://")[0].lower() not in _MONGODB:
-        return None
-    database_name(uri)  # raises, at once, what would else be told when it is opened
-    return uri
-
-
-def _sqlite_path(uri: str, rest: str) -> Path | None:
-    """Return the file that a URI means, None for a database in memory.
-
-    ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
-    """
-    if "?" in rest or "#" in rest:
-        raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
-    path = unquote(rest.removeprefix("/"))
-    if path in {"", ":memory:"}:
-        return None
-    return Path(path)
-
-
-def _folder(uri: str) -> Path:
-    scheme, rest = _split(uri, "artifact store")
-    if scheme not in {"filesystem", "file"}:
-        raise UnknownSchemeError(_unknown(uri, "artifact store", "filesystem:// and mongodb://"))
-    if not rest:
-        raise ConfigurationError(f"{uri!r} names no folder; one looks like 'filesystem://./data'")
-    return Path(unquote(rest))
+def _shared(database: Any, store: Any) -> Any:
+    """Return the database that a store is on, if it is the same as this one: then both commit together."""
+    other = _database(store)
+    if other is not None and type(other) is type(database) and other.place == database.place:
+        return other
+    return database

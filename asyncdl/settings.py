@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     )
     artifact_store: str | None = Field(
         None,
-        description="Where models and large values are; by default GridFS where the metadata store is on MongoDB, "
+        description="Where models and large values are; by default GridFS where metadata store or databackend are on MongoDB, "
         "else ``filesystem://.asyncdl/artifacts/``.",
     )
     compute: str = Field("local", description="Where models run.")

@@ -95,7 +95,7 @@ async def test_a_metadata_store_that_is_down_is_told_of_at_connect(tmp_path: Pat
 
 
 def test_a_databackend_on_mongodb_is_still_to_come() -> None:
-    with pytest.raises(UnknownSchemeError, match="no databackend on MongoDB yet"):
+    with pytest.raises(UnknownSchemeError, match="no databackend serves 'mongodb'"):
         asyncdl.connect("mongodb://localhost/documents")
 
 

@@ -107,6 +107,8 @@ class MongoDatabase:
         self.name = database_name(uri)
         self.transactional = False
         """Whether the server has transactions and change streams: a replica set or a sharded cluster. Known once open."""
+        self.place = uri
+        """Tells whether two are one: as far as their URIs say."""
         self._uri = uri
         self._client: Any = None
         self._majority: Any = None  # the database, read and written by majority

@@ -210,6 +210,11 @@ class SQLiteDatabase(SQLDatabase):
         """SQLAlchemy's dialect, for compiling."""
         return self._opened().dialect
 
+    @property
+    def place(self) -> Path:
+        """Which file this is, whatever it was called."""
+        return self.path.absolute().resolve()
+
     async def open(self) -> None:
         """Connect, and create the file when missing."""
         async with self._opening:

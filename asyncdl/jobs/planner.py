@@ -53,6 +53,13 @@ class InstalledListener:
 
 
 @dataclass(frozen=True, slots=True)
+class Installation:
+    """What planning knows of the installed components."""
+
+    listeners: Collection[InstalledListener] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A job to be.
 
@@ -74,24 +81,24 @@ class Plan:
 
 
 @singledispatch
-def plan(event: Event, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
-    """Return the jobs that an event asks for, given the listeners that are installed."""
+def plan(event: Event, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Return the jobs that an event asks for, given what is installed."""
     return []
 
 
 @plan.register
-def _(event: ComponentAdded, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
-        for each in listeners
+        for each in installed.listeners
         if each.uuid == event.uuid and each.active
     ]
 
 
 @plan.register
-def _(event: RowsEvent, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[Plan]:
     plans = []
-    for each in listeners:
+    for each in installed.listeners:
         if not each.active:
             continue
         if each.root == event.table:
@@ -105,46 +112,46 @@ def _(event: RowsEvent, listeners: Collection[InstalledListener], first: int, la
 
 
 @plan.register
-def _(event: OutputsWritten, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: OutputsWritten, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(REFRESH, each.uuid, event.seq, first, last, ids=tuple(event.ids))
-        for each in listeners
+        for each in installed.listeners
         if event.identifier in each.listeners and each.active
     ]
 
 
 @plan.register
-def _(event: RetryRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: RetryRequested, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(REFRESH, each.uuid, event.seq, first, last, ids=tuple(event.ids))
-        for each in listeners
+        for each in installed.listeners
         if event.identifier == each.identifier and each.active
     ]
 
 
 @plan.register
-def _(event: OutputsReplaced, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: OutputsReplaced, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(RECOMPUTE, each.uuid, event.seq, first, last)
-        for each in listeners
+        for each in installed.listeners
         if event.identifier in each.listeners and each.active
     ]
 
 
 @plan.register
-def _(event: RecomputeRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: RecomputeRequested, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(RECOMPUTE, each.uuid, event.seq, first, last)
-        for each in listeners
+        for each in installed.listeners
         if event.table in each.tables and not each.listeners and each.active
     ]
 
 
 @plan.register
-def _(event: ReconcileRequested, listeners: Collection[InstalledListener], first: int, last: int) -> list[Plan]:
+def _(event: ReconcileRequested, installed: Installation, first: int, last: int) -> list[Plan]:
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"sweep": True})
-        for each in listeners
+        for each in installed.listeners
         if event.identifier in {"", each.identifier} and each.active
     ]
 

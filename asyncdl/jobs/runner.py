@@ -14,10 +14,9 @@ from typing import Any
 
 from asyncdl.errors import ComponentNotFoundError, ConflictError, LeaseLostError, StoreError
 from asyncdl.events.types import JobFailed, JobSucceeded
-from asyncdl.jobs.planner import BACKFILL
-from asyncdl.jobs.takeover import TakeOver
-from asyncdl.jobs.work import ListenerWork, Stores
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases, SetComponentStatus
+from asyncdl.jobs.kinds import work_of
+from asyncdl.jobs.work import Stores, Work
+from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -102,12 +101,13 @@ class Runner:
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
+        work: Work | None = None
         try:
+            work = work_of(self._stores, job, self.owner)
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
-            work = ListenerWork(self._stores, job, self.owner)
             await work.run()
-            await self._succeed(job, work.done)
+            await self._succeed(job, work)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
@@ -116,30 +116,31 @@ class Runner:
             await asyncio.shield(self._give_back(job))
             raise
         except Exception as error:
-            await self._fail(job, error)
+            await self._fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
             self._room.set()
 
-    async def _succeed(self, job: JobRecord, done: int) -> None:
-        event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=done)
+    async def _succeed(self, job: JobRecord, work: Work) -> None:
+        event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
+        conclusion = await work.conclude()
         changes: list[Change] = [
             FinishJob(job.id, self.owner, "succeeded", time.time()),
             event.change(job.first, job.last),
+            *conclusion.changes,
         ]
-        if job.kind != BACKFILL:
+        if not conclusion.dropped:
             await self._end(job, *changes)
             return
-        taken_over = TakeOver(self._stores, job)
-        await taken_over.prepare()
         async with self._stores.databackend.transaction() as tx:
-            await taken_over.drop_outputs(tx)
+            for table in conclusion.dropped:
+                await self._stores.databackend.drop_outputs(table, tx)
             if self._stores.shared:
-                await self._end(job, *changes, *taken_over.changes, joining=tx)
+                await self._end(job, *changes, joining=tx)
         if not self._stores.shared:
-            await self._end(job, *changes, *taken_over.changes)
+            await self._end(job, *changes)
 
-    async def _fail(self, job: JobRecord, error: Exception) -> None:
+    async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
         if job.attempts < job.max_attempts:
@@ -153,11 +154,8 @@ class Runner:
             FinishJob(job.id, self.owner, "failed", now, error=text),
             event.change(job.first, job.last),
         ]
-        changes += [
-            SetComponentStatus(record.uuid, "failed")
-            for record in await self._stores.metadata.components(uuids=[job.target])
-            if job.kind == BACKFILL and record.status == "pending"
-        ]
+        if work is not None:
+            changes += await work.give_up()
         await self._end(job, *changes)
 
     async def _give_back(self, job: JobRecord) -> None:

@@ -10,7 +10,7 @@ from asyncdl import codec
 from asyncdl.components.registry import Registry
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ComponentEvent, Event
-from asyncdl.jobs.planner import PLANNED, InstalledListener, Plan, merge, plan
+from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, Plan, merge, plan
 from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -32,9 +32,9 @@ class Scheduler:
         self._metadata = metadata
         self._registry = registry
         self._max_attempts = max_attempts
-        self._listeners: list[InstalledListener] = []
+        self._installation = Installation()
         self._known = -1
-        """The position in the log as of which the listeners were read."""
+        """The position in the log as of which it was read."""
         self._position: int | None = None
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class Scheduler:
         plans = [
             each
             for record in records
-            for each in plan(Event.from_record(record), self._listeners, record.first, record.last)
+            for each in plan(Event.from_record(record), self._installation, record.first, record.last)
         ]
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
         try:
@@ -71,16 +71,17 @@ class Scheduler:
         return True
 
     async def _look_at_components(self, upto: int) -> None:
-        """Read the installed listeners again if any component was added, became ready, or went."""
+        """Read again what is installed if any component was added, became ready, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            self._listeners = await self._installed()
+            self._installation = await self._installed()
         self._known = upto
 
-    async def _installed(self) -> list[InstalledListener]:
-        return [
+    async def _installed(self) -> Installation:
+        listeners = [
             InstalledListener(record.uuid, record.identifier, state.root, state.tables, state.listeners, state.active)
             for record, state in await self._registry.listeners()
         ]
+        return Installation(listeners)
 
     def _job(self, each: Plan) -> JobRecord:
         payload = {"ids": list(each.ids), "since": each.since, **each.arguments}

@@ -1,43 +1,15 @@
-"""A listener's work: read rows, have the model called, write the outputs.
-
-Reading, computing and writing overlap, with a bounded number of batches between them. Each batch's outputs, the job's
-progress and the event about them are one commit, where the databackend shares one with the metadata store; otherwise the
-outputs land first, and a crash between them only repeats the batch.
-
-An output is stamped with the position in the event log as of which its row was read, and never overwrites one with a
-larger stamp. A row that was changed or deleted after it was read, and before its output was written, is looked at again.
-"""
+"""Work: what one attempt of a job does. Each kind of job has a class; `asyncdl.jobs.kinds` knows which."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-
-from asyncdl import codec
-from asyncdl.components.listener import Listener
-from asyncdl.components.model import signature_of
-from asyncdl.components.registry import ListenerState, Registry, with_datatype
-from asyncdl.compute.base import ComputeBackend, ModelCall, ModelTask, RowError
-from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable
-from asyncdl.datatypes import infer
-from asyncdl.errors import (
-    AsyncDLError,
-    ComponentNotFoundError,
-    ConflictError,
-    DatatypeError,
-    LeaseLostError,
-    ModelOutputError,
-)
-from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
-from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
-from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
-from asyncdl.jobs.reading import Batch, Reader
-from asyncdl.metadata.base import AdvanceJob, ComponentRecord, JobRecord, MetadataStore, SetComponentState
+from asyncdl.components.registry import Registry
+from asyncdl.compute.base import ComputeBackend
+from asyncdl.databackend.base import DataBackend, OutputTable
+from asyncdl.metadata.base import Change, JobRecord, MetadataStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +27,24 @@ class Stores:
         return self.metadata.joins(self.databackend)
 
 
-class ListenerWork:
-    """One job for one listener.
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What the success of a job changes besides its own record: in one commit with it.
+
+    Parameters
+    ----------
+    changes
+        Records and events.
+    dropped
+        Output tables that are no longer read by anyone.
+    """
+
+    changes: Sequence[Change] = ()
+    dropped: Sequence[OutputTable] = ()
+
+
+class Work(ABC):
+    """One attempt of a job.
 
     Parameters
     ----------
@@ -68,281 +56,29 @@ class ListenerWork:
         self._stores = stores
         self._job = job
         self._owner = owner
-        self._arguments: dict[str, Any] = codec.loads(job.payload)
         self._done = 0
-        self._total: int | None = None
-        self._batches = 0
 
     @property
     def done(self) -> int:
-        """How many source rows have been dealt with."""
+        """How many units (source rows, for a listener) have been dealt with."""
         return self._done
 
+    @abstractmethod
     async def run(self) -> None:
-        """Do the work.
+        """Do the work. It may have been begun, and even ended, by an attempt that died: it must bear to be done again.
 
         Raises
         ------
         LeaseLostError
             The job was cancelled or taken over; nothing was written after that.
         ComponentNotFoundError
-            The listener has been removed.
+            What it works for has been removed: the job ends as cancelled.
         """
-        await self._load()
-        if self._job.kind == BACKFILL:
-            if self._arguments.get("sweep"):
-                await self._sweep(None)
-            await self._backfill()
-        elif self._job.kind == RECOMPUTE:
-            await self._process(self._reader.scan(missing=False))
-            await self._sweep(None)
-        elif self._job.kind == REFRESH:
-            self._total = len(self._arguments["ids"])
-            await self._process(
-                self._reader.refresh([_key(each) for each in self._arguments["ids"]], self._arguments["since"])
-            )
 
-    async def _backfill(self) -> None:
-        """Compute what is missing, and meanwhile count it: on a large table that takes a while, and is one query."""
-        counting = asyncio.create_task(
-            self._reader.count_missing(),
-            name=f"asyncdl: counting for job {self._job.id}",
-        )
-        counting.add_done_callback(self._counted)
-        try:
-            await self._process(self._reader.scan(missing=True))
-        except BaseException:
-            counting.cancel()
-            raise
-        finally:
-            await asyncio.wait({counting})
-        counting.result()
-        await self._advance("computing")
+    async def conclude(self) -> Conclusion:
+        """Return what success changes; called when `run` has returned."""
+        return Conclusion()
 
-    def _counted(self, counting: asyncio.Task[int]) -> None:
-        if not counting.cancelled() and counting.exception() is None:
-            self._total = max(counting.result(), self._done)
-
-    async def _load(self) -> None:
-        registry = self._stores.registry
-        records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records:
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
-        self._record: ComponentRecord = records[0]
-        component = await registry.load(self._record)
-        assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
-        self._listener = component
-        self._state = ListenerState.loads(self._record.state)
-        model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
-        self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
-        self._select = component.select
-        self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
-        self._width = len(self._output.key)
-        on_loop = self._call.placement == "loop"
-        self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
-        most = max(2, 2 * self._call.max_concurrency // LARGEST) if on_loop else 1 + self._stores.compute.parallelism
-        self._ahead = ReadAhead(most, at_once=on_loop)
-        stores = self._stores
-        self._reader = Reader(
-            stores.metadata,
-            stores.databackend,
-            component,
-            self._outputs,
-            lambda: self._state.output,
-            self._size,
-            self._ahead,
-        )
-
-    @property
-    def _output(self) -> OutputTable:
-        return self._state.output
-
-    # computing
-
-    def _submit(self, batch: Batch) -> None:
-        if batch.size:
-            self._batches += 1
-            self._size.weighed(batch.columns[-1])
-            key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
-            batch.future = self._stores.compute.submit(ModelTask(key, self._call, self._inputs(batch)))
-
-    def _inputs(self, batch: Batch) -> Sequence[Any]:
-        columns = batch.columns[self._width :]
-        if self._call.signature == "single":
-            return columns[0]
-        rows = zip(*columns, strict=True)
-        if self._call.signature == "args":
-            return list(rows)
-        names = list(self._listener.key)
-        return [dict(zip(names, row, strict=True)) for row in rows]
-
-    async def _process(self, batches: AsyncIterator[Batch]) -> None:
-        """Compute and write batches, reading ahead."""
-        window: asyncio.Queue[Batch | None] = asyncio.Queue()  # bounded by the permits to read
-
-        async def read() -> None:
-            try:
-                async for batch in batches:
-                    self._submit(batch)
-                    await window.put(batch)
-            finally:
-                await batches.aclose()  # type: ignore[attr-defined]
-            await window.put(None)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                reader = group.create_task(read(), name=f"asyncdl: reading for job {self._job.id}")
-                while (batch := await window.get()) is not None:
-                    await self._finish(batch)
-                del reader
-        except BaseExceptionGroup as failures:
-            raise _first(failures) from None
-        finally:
-            while not window.empty():
-                left = window.get_nowait()
-                if left is not None and left.future is not None:
-                    left.future.cancel()
-
-    # writing
-
-    async def _finish(self, batch: Batch) -> None:
-        results = Outputs((), ())
-        if batch.future is not None:
-            begun = time.perf_counter()
-            try:
-                outputs = await batch.future
-            except BaseException:
-                batch.future.cancel()
-                raise
-            self._ahead.computed(time.perf_counter() - begun)
-            results = self._results(batch, outputs)
-            if self._output.datatype is None:
-                await self._establish(results)
-        await self._write(batch, results)
-        self._size.took(batch.size, time.perf_counter() - batch.begun)
-        await self._look_again(batch)
-
-    def _results(self, batch: Batch, outputs: Sequence[Any]) -> Outputs:
-        if len(outputs) != batch.size:
-            raise ModelOutputError(f"{self._listener.model} returned {len(outputs)} outputs for {batch.size} inputs")
-        errors: dict[int, str] = {}
-        if RowError in set(map(type, outputs)):
-            errors = {
-                at: msgspec.json.encode(value).decode()
-                for at, value in enumerate(outputs)
-                if isinstance(value, RowError)
-            }
-        if self._listener.flatten:
-            for at, value in enumerate(outputs):
-                if at not in errors and not isinstance(value, (list, tuple)):
-                    message = f"a flattened listener's model must return a list, not {type(value).__name__}"
-                    errors[at] = _error(ModelOutputError(message))
-        return Outputs(batch.columns[: self._width], outputs, errors)
-
-    async def _establish(self, results: Outputs) -> None:
-        """Find out the outputs' datatype from the first of them, and make their table."""
-        values = [value for at, value in enumerate(results.values) if at not in results.errors]
-        if self._listener.flatten:
-            values = [each for value in values for each in value]
-        try:
-            datatype = infer(values) or "json"
-        except AsyncDLError:
-            datatype = "json"  # mixed: whatever does not fit it is an error of its row
-        state = with_datatype(self._state, datatype)
-        change = SetComponentState(self._record.uuid, state.dumps(), expected=self._state.dumps())
-        try:
-            await self._commit_outputs(state.output, change)
-        except ConflictError:
-            records = await self._stores.metadata.components(uuids=[self._record.uuid])
-            if not records:
-                raise ComponentNotFoundError(f"{self._listener} has been removed") from None
-            state = ListenerState.loads(records[0].state)
-        self._state = state
-
-    async def _commit_outputs(self, table: OutputTable, change: SetComponentState) -> None:
-        stores = self._stores
-        async with stores.databackend.transaction() as tx:
-            await stores.databackend.create_outputs(table, tx)
-            if stores.shared:
-                await stores.metadata.commit(change, joining=tx)
-        if not stores.shared:
-            await stores.metadata.commit(change)
-
-    async def _write(self, batch: Batch, results: Outputs) -> None:
-        try:
-            await self._commit(batch, results)
-        except DatatypeError:
-            await self._commit(batch, self._checked(results))
-
-    def _checked(self, results: Outputs) -> Outputs:
-        """Return results with an error for each value that cannot be stored."""
-        databackend, errors = self._stores.databackend, dict(results.errors)
-        for at, value in enumerate(results.values):
-            if at not in errors:
-                parts = value if self._listener.flatten else [value]
-                wrong = next(filter(None, (databackend.encode_error(self._output, part) for part in parts)), None)
-                if wrong is not None:
-                    errors[at] = _error(wrong)
-        return Outputs(results.keys, results.values, errors)
-
-    async def _commit(self, batch: Batch, results: Outputs) -> None:
-        stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else batch.size)
-        advance = AdvanceJob(self._job.id, self._owner, done, self._total, "computing")
-        event = OutputsWritten(
-            identifier=self._listener.identifier,
-            uuid=self._record.uuid,
-            ids=list(batch.ids),
-            errors=len(results.errors),
-        ).change(self._job.first, self._job.last)
-        async with stores.databackend.transaction() as tx:
-            if self._output.datatype is not None:
-                await stores.databackend.put_outputs(
-                    self._output, results, as_of=batch.as_of, replaced=batch.replaced, tx=tx
-                )
-            if not batch.writing:
-                batch.writing = True
-                self._ahead.writing()
-            if stores.shared:
-                await stores.metadata.commit(advance, event, joining=tx)
-        if not stores.shared:
-            await stores.metadata.commit(advance, event)
-        self._done = done
-
-    async def _look_again(self, batch: Batch) -> None:
-        """Delete the outputs of rows that went, or left the select, between being read and having their outputs written."""
-        changed = await self._stores.metadata.events(
-            batch.as_of, types=[RowsDeleted.__name__, RowsUpdated.__name__], topics=[self._state.root], limit=1
-        )
-        if changed and self._output.datatype is not None:
-            await self._sweep(batch.ids)
-
-    async def _sweep(self, ids: Sequence[Key] | None) -> None:
-        stores = self._stores
-        if self._output.datatype is None:
-            return
-        advance = AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
-        async with stores.databackend.transaction() as tx:
-            gone = await stores.databackend.sweep(self._select, self._outputs, self._output, ids=ids, tx=tx)
-            event = OutputsWritten(identifier=self._listener.identifier, uuid=self._record.uuid, ids=gone)
-            changes = [advance, event.change(self._job.first, self._job.last)] if gone else [advance]
-            if stores.shared:
-                await stores.metadata.commit(*changes, joining=tx)
-        if not stores.shared:
-            await stores.metadata.commit(*changes)
-
-    async def _advance(self, stage: str) -> None:
-        await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
-
-
-def _key(value: Any) -> Key:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _error(error: BaseException) -> str:
-    return msgspec.json.encode(RowError(type(error).__name__, str(error), "")).decode()
-
-
-def _first(failures: BaseExceptionGroup) -> BaseException:
-    """Return the failure that says most: a lost lease before what it caused."""
-    flat = [_first(each) if isinstance(each, BaseExceptionGroup) else each for each in failures.exceptions]
-    return next((each for each in flat if isinstance(each, LeaseLostError)), flat[0])
+    async def give_up(self) -> Sequence[Change]:
+        """Return what is changed when the last attempt has failed."""
+        return ()

@@ -23,7 +23,17 @@ from asyncdl.events.types import (
     RowsInserted,
     RowsUpdated,
 )
-from asyncdl.jobs.planner import BACKFILL, PLANNED, RECOMPUTE, REFRESH, InstalledListener, Plan, merge, plan
+from asyncdl.jobs.planner import (
+    BACKFILL,
+    PLANNED,
+    RECOMPUTE,
+    REFRESH,
+    Installation,
+    InstalledListener,
+    Plan,
+    merge,
+    plan,
+)
 
 PLAIN = InstalledListener("u-plain", "plain", "docs", ["docs"], [])
 JOINED = InstalledListener("u-joined", "joined", "docs", ["docs", "authors"], [])
@@ -36,7 +46,7 @@ ALL = [PLAIN, JOINED, CHAINED, BOTH, OTHER, RETIRED]
 
 def planned(event: Event) -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]]:
     """Return what an event asks for, by listener; the range of causes and ``since`` are checked here."""
-    plans = plan(event, ALL, 3, 8)
+    plans = plan(event, Installation(ALL), 3, 8)
     assert {(each.since, each.first, each.last) for each in plans} <= {(event.seq, 3, 8)}
     assert len({each.target for each in plans}) == len(plans)
     return {each.target.removeprefix("u-"): (each.kind, each.ids, dict(each.arguments)) for each in plans}

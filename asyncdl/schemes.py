@@ -1,0 +1,176 @@
+"""What URIs name: one table, which `connect`, its messages and the documentation read.
+
+A *kind* is what is behind a scheme, and what it can be: databackend, metadata store, artifact store, or several of them on one
+database, which they then share.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from asyncdl.artifact_store.base import ArtifactStore
+from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
+from asyncdl.artifact_store.gridfs import GridFSArtifactStore
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.sql import SQLDataBackend
+from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_client import database_name
+from asyncdl.drivers.postgresql import PostgreSQLDatabase
+from asyncdl.drivers.sqlite import SQLiteDatabase
+from asyncdl.errors import ConfigurationError, UnknownSchemeError
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.mongo import MongoMetadataStore
+from asyncdl.metadata.sql import SQLMetadataStore
+from asyncdl.settings import redact
+
+Role = Literal["databackend", "metadata_store", "artifact_store"]
+
+Maker = Callable[[AsyncExitStack], Any]
+"""Makes the database (or folder) that a URI names, not open yet; what must go when it is closed goes onto the stack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What is behind some schemes.
+
+    Parameters
+    ----------
+    name, schemes, example
+        How it is called, how its URIs begin, and one of them.
+    locate
+        Reads a URI; raises `ConfigurationError` for one that cannot be used, before anything is opened.
+    databackend, metadata_store, artifact_store
+        What makes each on the database that `locate` led to; None: it cannot be one. An artifact store also takes the identity
+        of the metadata store, under which its artifacts are kept.
+    """
+
+    name: str
+    schemes: tuple[str, ...]
+    example: str
+    locate: Callable[[str], Maker]
+    databackend: Callable[[Any, Datatypes], DataBackend] | None = None
+    metadata_store: Callable[[Any], MetadataStore] | None = None
+    artifact_store: Callable[[Any, str], ArtifactStore] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A URI that has been read: its kind, and what makes its database."""
+
+    kind: Kind
+    uri: str
+    make: Maker
+
+
+def locate(uri: str, role: Role) -> Located:
+    """Read a URI.
+
+    Raises
+    ------
+    ConfigurationError
+        It is none.
+    UnknownSchemeError
+        Nothing of this role is behind its scheme; the message names what there is.
+    """
+    scheme, found, _ = uri.partition("://")
+    what = role.replace("_", " ")
+    served = [kind for kind in KINDS if getattr(kind, role) is not None]
+    if not found:
+        raise ConfigurationError(f"{redact(uri)!r} is no URI for a {what}; one looks like {served[0].example!r}")
+    for kind in served:
+        if scheme.lower() in kind.schemes:
+            return Located(kind, uri, kind.locate(uri))
+    names = ", ".join(f"{kind.schemes[0]}://" for kind in served)
+    raise UnknownSchemeError(f"no {what} serves {scheme!r} (from {redact(uri)!r}); there are {names}")
+
+
+def kind_of(database: Any) -> Kind | None:
+    """Return the kind of a database that is open already, None where no metadata or artifact store can be on it."""
+    return next((kind for owner, kind in _OF_DATABASE.items() if isinstance(database, owner)), None)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file that a URI means, None for a database in memory.
+
+    ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
+    """
+    rest = uri.partition("://")[2]
+    if "?" in rest or "#" in rest:
+        raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
+    path = unquote(rest.removeprefix("/"))
+    return None if path in {"", ":memory:"} else Path(path)
+
+
+def _sqlite(uri: str) -> Maker:
+    path = sqlite_path(uri)
+    return lambda stack: SQLiteDatabase(path or _temporary(stack))
+
+
+def _temporary(stack: AsyncExitStack) -> Path:
+    """Return a path that goes away with the datalayer.
+
+    ``sqlite://:memory:`` is served from a temporary file: in SQLite a database in memory belongs to one connection.
+    """
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="asyncdl-", ignore_cleanup_errors=True))
+    return Path(folder) / "memory.db"
+
+
+def _postgresql(uri: str) -> Maker:
+    database = PostgreSQLDatabase(uri)
+    return lambda stack: database
+
+
+def _mongodb(uri: str) -> Maker:
+    database_name(uri)  # raises, at once, what would else be told when it is opened
+    return lambda stack: MongoDatabase(uri)
+
+
+def _folder(uri: str) -> Maker:
+    path = unquote(uri.partition("://")[2])
+    if not path:
+        raise ConfigurationError(f"{uri!r} names no folder; one looks like 'filesystem://./data'")
+    return lambda stack: Path(path)
+
+
+_SQLITE = Kind(
+    name="SQLite",
+    schemes=("sqlite",),
+    example="sqlite://app.db",
+    locate=_sqlite,
+    databackend=SQLDataBackend,
+    metadata_store=SQLMetadataStore,
+)
+_POSTGRESQL = Kind(
+    name="PostgreSQL",
+    schemes=("postgresql", "postgres"),
+    example="postgresql://user:password@localhost:5432/app",
+    locate=_postgresql,
+    databackend=SQLDataBackend,
+    metadata_store=SQLMetadataStore,
+)
+_MONGODB = Kind(
+    name="MongoDB",
+    schemes=("mongodb", "mongodb+srv"),
+    example="mongodb://localhost:27017/app",
+    locate=_mongodb,
+    metadata_store=MongoMetadataStore,
+    artifact_store=GridFSArtifactStore,
+)
+_FILESYSTEM = Kind(
+    name="file system",
+    schemes=("filesystem", "file"),
+    example="filesystem://./data",
+    locate=_folder,
+    artifact_store=lambda folder, identity: FilesystemArtifactStore(folder / identity),
+)
+
+KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MONGODB, _FILESYSTEM)
+
+_OF_DATABASE = {SQLiteDatabase: _SQLITE, PostgreSQLDatabase: _POSTGRESQL, MongoDatabase: _MONGODB}
