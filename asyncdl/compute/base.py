@@ -161,3 +161,8 @@ class ComputeBackend(ABC):
     @abstractmethod
     def parallelism(self) -> int:
         """How many batches are worth having under way at once."""
+
+    @property
+    def loops(self) -> int:
+        """How many event loops coroutine models run on."""
+        return 1

@@ -87,6 +87,11 @@ class DaskComputeBackend(ComputeBackend):
         """How many batches are worth having under way: two for each thread of the workers that are there now."""
         return max(1, 2 * self._running.threads) if self._running is not None else 1
 
+    @property
+    def loops(self) -> int:
+        """How many batches of coroutine models the workers run at once: one for each thread, as of all batches."""
+        return max(1, self._running.threads) if self._running is not None else 1
+
 
 def _parsed(uri: str) -> tuple[str, Place]:
     """Return a URI without secrets, and the scheduler that it means."""
