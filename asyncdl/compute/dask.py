@@ -77,6 +77,18 @@ class DaskComputeBackend(ComputeBackend):
             raise ClosedError(f"the compute backend {self.url!r} is not open")
         return self._running.submit(task)
 
+    async def wait_for_workers(self, count: int = 1, *, any_version: bool = False) -> None:
+        """Wait until the cluster has at least so many workers; for 0: until it has none.
+
+        Parameters
+        ----------
+        any_version
+            Count also those that are given no work, because their versions differ.
+        """
+        if self._running is None:
+            raise ClosedError(f"the compute backend {self.url!r} is not open")
+        await self._running.wait_for_workers(count, any_version=any_version)
+
     def forget(self, uuid: str) -> None:
         """Drop a model here and on all workers; batches under way keep theirs."""
         if self._running is not None:

@@ -38,6 +38,8 @@ T = TypeVar("T")
 _LOOK = 0.5
 """Seconds between looks at the cluster."""
 _RECONNECT = 3.0
+_FAREWELLS = 5
+"""How often what runs is told to stop."""
 _INLINE = 16_384
 """Bytes of a pickled model up to which it travels with each batch."""
 _TRIES = 5
@@ -108,12 +110,14 @@ class Batches:
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._looked = asyncio.Event()
         self._windows: dict[Needs, Window] = {}
         self._flights: set[_Flight] = set()
         self._models: Loads[_Packed] = Loads(self._pack, self._spawn)
         self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._trouble = ""
+        self._closing = False
         # Pickling waits for nobody else's work, and nobody for it.
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="asyncdl-dask")
 
@@ -124,10 +128,12 @@ class Batches:
 
     async def aclose(self) -> None:
         """Cancel everything, have the workers drop our models, and disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        self._closing = True
+        for _ in range(_FAREWELLS):  # Dask may take a cancellation for the end of what it was about, and go on
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=0.2)
         connection, self._connection = self._connection, None
         if connection is not None:
             if self._cluster is None:
@@ -145,6 +151,17 @@ class Batches:
         self._flights.add(flight)
         flight.task.add_done_callback(lambda _: self._flights.discard(flight))
         return future
+
+    async def wait_for_workers(self, count: int, *, any_version: bool) -> None:
+        """Wait until there are so many workers; for 0: none."""
+        while True:
+            crew = self._connection.crew if self._connection is not None else None
+            able = len(crew.able(())) if crew is not None else 0
+            found = able + len(crew.refused) if any_version and crew is not None else able
+            if found >= count and (count or not found):
+                return
+            self._looked.clear()
+            await self._looked.wait()
 
     def forget(self, uuid: str) -> None:
         """Drop a model here and on the workers."""
@@ -276,7 +293,7 @@ class Batches:
 
     async def _watch(self) -> None:
         """Look who is there, connect again when the connection is lost, and end what has waited in vain."""
-        while True:
+        while not self._closing:
             try:
                 async with asyncio.timeout(_LOOK):
                     await self._hurry.wait()
@@ -287,6 +304,7 @@ class Batches:
                 await self._look()
             except Exception:  # whatever Dask raises: nobody would look after the batches any more
                 logger.exception("cannot look at the Dask cluster; trying again")
+            self._looked.set()
             self._end_the_hopeless()
 
     async def _look(self) -> None:
