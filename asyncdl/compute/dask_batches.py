@@ -196,9 +196,9 @@ class Batches:
     async def _run(self, task: ModelTask, flight: _Flight) -> list[Any]:
         packed = await self._models.get(task.call)
         parcel = packed.parcel(self._session, task.call)
-        name, pickled = parcel.call.uuid, await self._in_thread(cloudpickle.dumps, parcel)
+        name = parcel.call.uuid
         try:
-            body = await self._in_thread(cloudpickle.dumps, task.inputs)
+            pickled, body = await self._in_thread(_both_pickled, parcel, task.inputs)
         except Exception as error:
             raise ModelError(f"model {task.call.uuid}: its inputs cannot be sent to a worker: {error}") from error
         worker, trouble = None, ""
@@ -366,6 +366,10 @@ class Batches:
             return self._trouble or "the connection to the Dask scheduler is lost"
         crew = self._connection.crew
         return None if crew.able(needs) else crew.why_none(needs)
+
+
+def _both_pickled(parcel: Parcel, inputs: Any) -> tuple[bytes, bytes]:
+    return cloudpickle.dumps(parcel), cloudpickle.dumps(inputs)
 
 
 def _lost(connection: Connection, error: LostError) -> WorkerLostError:
