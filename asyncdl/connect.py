@@ -10,6 +10,7 @@ from typing import Any
 from asyncdl import progress
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.compute.base import ComputeBackend
+from asyncdl.compute.dask import DaskComputeBackend
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.databackend.base import DataBackend
 from asyncdl.datalayer import Datalayer
@@ -29,7 +30,7 @@ def connect(
     *,
     metadata_store: str | MetadataStore | None = None,
     artifact_store: str | ArtifactStore | None = None,
-    compute: str | ComputeBackend | None = None,
+    compute: str | ComputeBackend | Any | None = None,
     **settings: Any,
 ) -> Connecting:
     """Connect to a databackend, and to what belongs to it.
@@ -50,7 +51,8 @@ def connect(
         store or the databackend is on MongoDB, else ``filesystem://.asyncdl/artifacts/``. Within it each metadata store has a
         folder of its own.
     compute
-        Where models run. Default: ``"local"``.
+        Where models run: ``"local"``, ``"dask://host:8786"``, ``"dask://"`` (a cluster of its own, on this machine), or a ready
+        `distributed.Client` or cluster. Default: ``"local"``.
     **settings
         The other fields of `asyncdl.Settings`.
 
@@ -69,7 +71,7 @@ def connect(
         "databackend": _ready(databackend, DataBackend),
         "metadata_store": _ready(metadata_store, MetadataStore),
         "artifact_store": _ready(artifact_store, ArtifactStore),
-        "compute": _ready(compute, ComputeBackend),
+        "compute": _ready_compute(compute),
     }
     given = {
         "databackend": databackend,
@@ -87,6 +89,12 @@ def _ready(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ConfigurationError(f"{value!r} is neither a URI nor a ready {kind.__name__}")
     return value
+
+
+def _ready_compute(value: Any) -> ComputeBackend | None:
+    if value is None or isinstance(value, str):
+        return None
+    return value if isinstance(value, ComputeBackend) else DaskComputeBackend(value)
 
 
 class Connecting:
@@ -132,7 +140,7 @@ class Connecting:
                 databackend,
                 artifact_store,
                 metadata,
-                self._ready["compute"] or LocalComputeBackend(settings.threads, settings.processes),
+                plan.compute,
                 datatypes=databackend.datatypes,
                 allow_pickle=settings.pickle,
                 max_attempts=settings.job_max_attempts,
@@ -156,6 +164,17 @@ class Connecting:
         return f"<asyncdl.connect to {redact(self._settings.databackend)}, not open yet>"
 
 
+def _compute(settings: Settings) -> ComputeBackend:
+    if settings.compute in {"local", "local://"}:
+        return LocalComputeBackend(settings.threads, settings.processes)
+    scheme = settings.compute.partition("://")[0]
+    if scheme == "dask":
+        return DaskComputeBackend(settings.compute)
+    raise UnknownSchemeError(
+        f"no compute backend serves {scheme!r} (from {redact(settings.compute)!r}); there are local and dask://"
+    )
+
+
 class _Plan:
     """Which stores the settings ask for: read from the URIs before anything is opened."""
 
@@ -166,11 +185,7 @@ class _Plan:
         self._data = None if self._databackend is not None else locate(settings.databackend, "databackend")
         self._records = _located(settings.metadata_store, "metadata_store")
         self._artifacts = _located(settings.artifact_store, "artifact_store")
-        if ready["compute"] is None and settings.compute not in {"local", "local://"}:
-            scheme = settings.compute.partition("://")[0]
-            raise UnknownSchemeError(
-                f"no compute backend serves {scheme!r} (from {redact(settings.compute)!r}); there is local"
-            )
+        self.compute: ComputeBackend = ready["compute"] or _compute(settings)
 
     def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
         """Return databackend and metadata store, still to be opened; on one database object where both are one database."""

@@ -20,6 +20,9 @@
     ├── DatatypeError (TypeError)
     ├── ModelError
     │   └── ModelOutputError (ValueError)
+    ├── ComputeError
+    │   ├── WorkerLostError
+    │   └── ComputeUnavailableError (ConnectionError)
     ├── ArtifactError
     │   ├── ArtifactNotFoundError (LookupError)
     │   ├── ArtifactCorruptError
@@ -115,6 +118,18 @@ class ModelError(AsyncDLError):
 
 class ModelOutputError(ModelError, ValueError):
     """A model returned something else than one output for each input."""
+
+
+class ComputeError(AsyncDLError):
+    """What runs models did not do what was asked."""
+
+
+class WorkerLostError(ComputeError):
+    """The process that ran a batch, or the scheduler that knew of it, died; the batch may be tried again."""
+
+
+class ComputeUnavailableError(ComputeError, ConnectionError):
+    """The scheduler cannot be reached, or no worker is there that could run a batch."""
 
 
 class ArtifactError(AsyncDLError):

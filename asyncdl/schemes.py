@@ -186,4 +186,9 @@ _FILESYSTEM = Kind(
 
 KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _MONGODB, _FILESYSTEM)
 
-_OF_DATABASE = {SQLiteDatabase: _SQLITE, PostgreSQLDatabase: _POSTGRESQL, MySQLDatabase: _MYSQL, MongoDatabase: _MONGODB}
+_OF_DATABASE = {
+    SQLiteDatabase: _SQLITE,
+    PostgreSQLDatabase: _POSTGRESQL,
+    MySQLDatabase: _MYSQL,
+    MongoDatabase: _MONGODB,
+}

@@ -16,6 +16,7 @@ from asyncdl import Datalayer, Query
 from tests import mongodb
 from tests import mysql as mysql_server
 from tests import postgresql as postgresql_server
+from tests.dask_processes import Processes
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
 _GRACE = 10.0
@@ -111,6 +112,26 @@ def mongodb_standalone() -> Iterator[str]:
     server = mongodb.served(replica_set=False)
     yield server.url
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> Iterator[Processes]:
+    """A Dask scheduler and two workers, for tests that leave them alive."""
+    processes = Processes()
+    processes.start_scheduler()
+    processes.start_worker()
+    processes.start_worker()
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture
+def dask() -> Iterator[Processes]:
+    """A Dask scheduler of the test's own, which starts workers, and kills what it likes."""
+    processes = Processes()
+    processes.start_scheduler()
+    yield processes
+    processes.stop()
 
 
 async def rows_of(db: Datalayer, query: Query) -> list[tuple[Any, ...]]:

@@ -16,12 +16,13 @@ import uuid
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import aiofiles
 
-from asyncdl.artifact_store.base import CHUNK, ArtifactStore
+from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
 from asyncdl.errors import ArtifactCorruptError, ArtifactNotFoundError, ClosedError, StoreError, StoreUnavailableError
 
 S = TypeVar("S")
@@ -172,6 +173,10 @@ class FilesystemArtifactStore(ArtifactStore):
             for rest in await self._step(self._in_thread(_names, self._path / folder, _REST)):
                 yield folder + rest
 
+    def elsewhere(self) -> Elsewhere:
+        """Return what reads this folder, where it is mounted at the same path."""
+        return _Mounted(str(self._path.absolute()))
+
     # names
 
     def _file(self, sha256: str) -> Path | None:
@@ -183,6 +188,12 @@ class FilesystemArtifactStore(ArtifactStore):
         if path is None:
             raise ArtifactNotFoundError(f"{self.url}: {sha256!r} is no artifact's name (64 hexadecimal digits)")
         return path
+
+    def _read(self, sha256: str) -> bytes:
+        with translated(self.url):
+            data = self._existing(sha256).read_bytes()
+        self._verify(sha256, hashlib.sha256(data).hexdigest())
+        return data
 
     def _verify(self, sha256: str, found: str) -> None:
         if found != sha256:
@@ -268,6 +279,17 @@ class FilesystemArtifactStore(ArtifactStore):
             with suppress(FileNotFoundError):  # another process clears them too
                 if entry.stat().st_mtime < oldest:
                     os.unlink(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    """Reads artifacts in a process that has not opened the store, and makes nothing where the folder is not there."""
+
+    folder: str
+
+    async def __call__(self, sha256: str) -> bytes:
+        store = FilesystemArtifactStore(self.folder)
+        return await asyncio.to_thread(store._read, sha256)
 
 
 async def _both(first: Awaitable[T], second: Awaitable[S]) -> tuple[T, S]:

@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from asyncdl.artifact_store.base import CHUNK, ArtifactStore
+from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
 from asyncdl.drivers.mongo import MongoDatabase, finished
 from asyncdl.errors import (
     ArtifactCorruptError,
@@ -58,6 +58,7 @@ class GridFSArtifactStore(ArtifactStore):
             raise ConfigurationError(f"{namespace!r} is no namespace: up to 64 letters, digits, _ and -")
         self.database = database
         self.url = database.url
+        self._namespace = namespace
         self.files = f"_asyncdl_artifacts_{namespace}.files"
         self.chunks = f"_asyncdl_artifacts_{namespace}.chunks"
         self._is_open = False
@@ -120,6 +121,10 @@ class GridFSArtifactStore(ArtifactStore):
         """Raise unless the store is open."""
         if not self._is_open:
             raise ClosedError(f"the artifact store {self.url} is not open")
+
+    def elsewhere(self) -> Elsewhere:
+        """Return what opens this store in another process."""
+        return _Elsewhere(self.database.uri, self._namespace)
 
     # writing
 
@@ -370,3 +375,19 @@ class _Upload:
 def _update(digest: hashlib._Hash, parts: Iterable[bytes]) -> None:
     for each in parts:
         digest.update(each)
+
+
+class _Elsewhere:
+    """Reads artifacts in a process that has not opened the store; its repr shows no password."""
+
+    def __init__(self, uri: str, namespace: str) -> None:
+        self._uri = uri
+        self._namespace = namespace
+
+    async def __call__(self, sha256: str) -> bytes:
+        store = GridFSArtifactStore(MongoDatabase(self._uri), self._namespace)
+        await store.open()
+        try:
+            return await store.get(sha256)
+        finally:
+            await store.aclose()

@@ -49,6 +49,9 @@ class Model(Component):
     retry_on, give_up_on
         Exception types (or their names, ``"module:Name"``) that are worth another attempt, and that are not; what derives from
         them is meant, too. Default: all are.
+    resources
+        What a Dask worker must have free for each batch, as it declares it (``dask worker --resources "GPU=1"``):
+        ``{"GPU": 1}``. Compute on this machine declares nothing and does not look at them.
     """
 
     type_id: ClassVar[str] = "model"
@@ -65,6 +68,7 @@ class Model(Component):
     backoff: float = field(default=0.1, kw_only=True)
     retry_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
     give_up_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
+    resources: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("retry_on", "give_up_on"):  # types are declared, and stored, by name
@@ -89,6 +93,10 @@ class Model(Component):
             raise InvalidComponentError(f"{self}: max_concurrency and timeout must be positive, retries not negative")
         if self.backoff < 0:
             raise InvalidComponentError(f"{self}: backoff is {self.backoff}; it must not be negative")
+        if not all(isinstance(amount, (int, float)) and amount > 0 for amount in self.resources.values()):
+            raise InvalidComponentError(
+                f"{self}: resources are {dict(self.resources)!r}; their amounts must be positive"
+            )
 
     @property
     def is_estimator(self) -> bool:

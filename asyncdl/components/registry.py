@@ -16,10 +16,10 @@ from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
 from asyncdl.components.model import Model, Signature, exception_name
-from asyncdl.compute.base import ModelCall
+from asyncdl.compute.base import Fetch, ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, QueryError
+from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, QueryError, UntrustedArtifactError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
 from asyncdl.query import Query, output_roots
 
@@ -285,6 +285,7 @@ class Registry:
             backoff=model.backoff,
             retry_on=tuple(map(exception_name, model.retry_on)),
             give_up_on=tuple(map(exception_name, model.give_up_on)),
+            resources=dict(model.resources),
         )
 
 
@@ -303,10 +304,21 @@ class InstalledModelLoader:
         return getattr(component, "object")  # noqa: B009 - any component may have one
 
     async def payload(self, call: ModelCall) -> bytes:
-        """Return the object pickled."""
+        """Return the object pickled; where pickles are not decoded here, they are not sent to where they would be."""
         if call.artifact is not None:
+            self._check_trusted(call)
             return await self._registry.artifact_store.get(call.artifact)
         return bytes(cloudpickle.dumps(await self(call)))
+
+    def fetch(self) -> Fetch | None:
+        """Return what reads this artifact store in another process; None where pickles are not to be decoded."""
+        return self._registry.artifact_store.elsewhere() if self._registry.allow_pickle else None
+
+    def _check_trusted(self, call: ModelCall) -> None:
+        if not self._registry.allow_pickle:
+            raise UntrustedArtifactError(
+                f"model {call.uuid} is a pickle, and decoding it would run its code; allow it with connect(..., pickle=True)"
+            )
 
 
 def _collect(component: Component, ordered: list[Component], path: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -57,6 +57,8 @@ class ModelCall:
     retry_on, give_up_on
         Names of exception types (``"builtins:ValueError"``): a failure is tried again if it is of one of the first, or there
         are none, and of none of the second. A type stands for those that derive from it, too.
+    resources
+        What a worker must have free for each batch (``{"GPU": 1}``), where workers declare what they have: on Dask.
     """
 
     uuid: str
@@ -73,6 +75,7 @@ class ModelCall:
     backoff: float = 0.1
     retry_on: tuple[str, ...] = ()
     give_up_on: tuple[str, ...] = ()
+    resources: dict[str, float] = field(default_factory=dict)
 
     def retries_after(self, error: BaseException) -> bool:
         """Return whether a row on which the model failed so is worth another attempt: by the error's type, never its message."""
@@ -108,6 +111,13 @@ class ModelTask:
     inputs: Sequence[Any]
 
 
+Fetch = Callable[[str], Awaitable[bytes]]
+"""Gets an artifact's verified bytes, by its hash, in another process, perhaps on another machine.
+
+It is pickled to get there, opens and closes what it needs by itself, and raises whatever it likes where it cannot.
+"""
+
+
 class ModelLoader(Protocol):
     """Finds a model's object; the compute backend keeps what it returns, by ``call.uuid``."""
 
@@ -117,12 +127,16 @@ class ModelLoader(Protocol):
     async def payload(self, call: ModelCall) -> bytes:
         """Return the object pickled (cloudpickle), for another process."""
 
+    def fetch(self) -> Fetch | None:
+        """Return what gets ``call.artifact`` in a worker's process; None: nothing does, and `payload` has to travel."""
+
 
 class ComputeFuture(ABC):
     """A task under way: await it for its outputs, one for each input, a `RowError` where the model failed on one.
 
-    A failure of the whole batch raises: a lost worker, a timeout, a model that cannot be loaded (`ModelError`), a batch
-    model that returned another number of outputs than it got inputs (`ModelOutputError`).
+    A failure of the whole batch raises: a timeout or a model that cannot be loaded (`ModelError`), a batch model that
+    returned another number of outputs than it got inputs (`ModelOutputError`), a worker that died (`WorkerLostError`), no
+    worker to be had (`ComputeUnavailableError`).
     """
 
     @abstractmethod
@@ -167,3 +181,8 @@ class ComputeBackend(ABC):
     @abstractmethod
     def parallelism(self) -> int:
         """How many batches are worth having under way at once."""
+
+    @property
+    def loops(self) -> int:
+        """How many event loops coroutine models run on."""
+        return 1

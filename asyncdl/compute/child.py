@@ -12,20 +12,18 @@ import pickle
 import signal
 import struct
 import threading
-from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-import cloudpickle
-
 from asyncdl.compute.base import ModelCall
 from asyncdl.compute.calling import Stop, row_error, run, target
+from asyncdl.compute.replies import FAILED, NO_OUTPUTS, outputs_reply
 from asyncdl.errors import ModelError, ModelOutputError
 
 LENGTH = struct.Struct("!Q")
 
 LOAD, CALL, FORGET = "load", "call", "forget"
-LOADED, OUTPUTS, FAILED, NO_OUTPUTS = "loaded", "outputs", "failed", "no outputs"
+LOADED = "loaded"
 
 
 def main() -> None:
@@ -65,7 +63,7 @@ def _serve(models: dict[str, Any], head: bytes, body: bytes) -> bytes | None:
             models[call.uuid] = pickle.loads(body)  # noqa: S301 - the parent has checked what it sends
             return pickle.dumps((LOADED, None))
         outputs = run(target(models[call.uuid], call), call, pickle.loads(body), Stop())  # noqa: S301
-        return _outputs(outputs)
+        return outputs_reply(outputs)
     except ModelOutputError as error:
         return pickle.dumps((NO_OUTPUTS, str(error)))
     except ModelError as error:
@@ -73,24 +71,3 @@ def _serve(models: dict[str, Any], head: bytes, body: bytes) -> bytes | None:
     except BaseException as error:  # unpickling runs anybody's code
         what = row_error(error)
         return pickle.dumps((FAILED, f"in a process: {what.type}: {what.message}\n{what.traceback}"))
-
-
-def _outputs(outputs: Sequence[Any]) -> bytes:
-    """Pickle outputs; one that cannot be pickled is its row's error."""
-    try:
-        return _dumps((OUTPUTS, outputs))
-    except BaseException:  # pickling runs anybody's code
-        return _dumps((OUTPUTS, [_sendable(each) for each in outputs]))
-
-
-def _sendable(output: Any) -> Any:
-    try:
-        _dumps(output)
-    except BaseException as error:  # as above
-        return row_error(error)
-    return output
-
-
-def _dumps(value: Any) -> bytes:
-    dumped: bytes = cloudpickle.dumps(value)
-    return dumped

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from functools import partial
-from typing import Any, Generic, TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask
 from asyncdl.compute.calling import Stop, run, target
-from asyncdl.compute.coroutines import Lane, Pace, is_ours
+from asyncdl.compute.coroutines import Lane, Pace
+from asyncdl.compute.futures import Loads, TaskFuture
 from asyncdl.compute.gil import prompt_switching
 from asyncdl.compute.pool import Child
 from asyncdl.compute.workers import Workers, in_time
@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_THREADS = 4
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LocalComputeBackend(ComputeBackend):
@@ -40,9 +45,8 @@ class LocalComputeBackend(ComputeBackend):
     url = "local"
 
     def __init__(self, threads: int | None = None, processes: int | None = None, *, grace: float = 5.0) -> None:
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads if threads is not None else min(processors, _MOST_THREADS)
-        self._processes = processes if processes is not None else processors
+        self._threads = threads if threads is not None else min(processors(), _MOST_THREADS)
+        self._processes = processes if processes is not None else processors()
         if self._threads < 1 or self._processes < 1:
             raise ValueError(f"threads and processes must be positive, not {threads} and {processes}")
         self._grace = grace
@@ -80,18 +84,18 @@ class _Running:
     """What exists between `open` and `aclose`."""
 
     def __init__(self, loader: ModelLoader, threads: int, processes: int) -> None:
-        self._models: _Cache[Any] = _Cache(loader, self._spawn)
-        self._payloads: _Cache[bytes] = _Cache(loader.payload, self._spawn)
+        self._models: Loads[Any] = Loads(loader, self._spawn)
+        self._payloads: Loads[bytes] = Loads(loader.payload, self._spawn)
         self._threads = Workers("asyncdl-model", threads, _Interruptible)
         self._children = Workers("asyncdl-process", processes, Child)
         self._pace = Pace()
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._futures: set[_LocalFuture] = set()
+        self._futures: set[TaskFuture] = set()
 
     def submit(self, task: ModelTask) -> ComputeFuture:
         run_it = {"loop": self._on_loop, "thread": self._on_thread, "process": self._in_process}[task.call.placement]
-        future = _LocalFuture(self._spawn(run_it(task), name=f"asyncdl: {task.key}"))
+        future = TaskFuture(self._spawn(run_it(task), name=f"asyncdl: {task.key}"))
         self._futures.add(future)
         future.result.add_done_callback(lambda _: self._futures.discard(future))
         return future
@@ -174,79 +178,3 @@ class _Interruptible(Stop):
 
     def close(self) -> None:
         pass
-
-
-class _LocalFuture(ComputeFuture):
-    def __init__(self, task: asyncio.Task[list[Any]]) -> None:
-        # A future of its own beside the task: a cancellation holds at once, even if a model's code will not hear of it.
-        self.result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._task = task
-        task.add_done_callback(self._finished)
-
-    def __await__(self) -> Generator[Any, None, list[Any]]:
-        return asyncio.shield(self.result).__await__()
-
-    def cancel(self) -> bool:
-        if self.result.done():
-            return False
-        self.result.cancel()
-        self._task.cancel()
-        return True
-
-    def done(self) -> bool:
-        return self.result.done()
-
-    def _finished(self, task: asyncio.Task[list[Any]]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if self.result.done():
-            return
-        if task.cancelled():
-            self.result.cancel()
-        elif error is not None:
-            self.result.set_exception(error)
-            self.result.exception()  # whether anybody awaits it is the caller's affair: no warning
-        else:
-            self.result.set_result(task.result())
-
-
-class _Cache(Generic[T]):
-    """Loads something once for each model, however many ask; a failure is not kept."""
-
-    def __init__(
-        self, load: Callable[[ModelCall], Awaitable[T]], spawn: Callable[[Coroutine[Any, Any, T]], asyncio.Task[T]]
-    ) -> None:
-        self._load = load
-        self._spawn = spawn
-        self._loads: dict[str, asyncio.Task[T]] = {}
-
-    async def get(self, call: ModelCall) -> T:
-        """Return what is loaded.
-
-        Raises
-        ------
-        ModelError
-            It could not be loaded.
-        """
-        load = self._loads.get(call.uuid)
-        if load is None:
-            load = self._loads[call.uuid] = self._spawn(self._loading(call))
-            load.add_done_callback(partial(self._loaded, call.uuid))
-        return await asyncio.shield(load)
-
-    async def _loading(self, call: ModelCall) -> T:
-        try:
-            return await self._load(call)
-        except ModelError:
-            raise
-        except BaseException as error:  # also the SystemExit of a module that is imported
-            if is_ours(error):
-                raise
-            raise ModelError(f"model {call.uuid} cannot be loaded: {type(error).__name__}: {error}") from error
-
-    def _loaded(self, uuid: str, load: asyncio.Task[T]) -> None:
-        failed = load.cancelled() or load.exception() is not None
-        if failed and self._loads.get(uuid) is load:
-            del self._loads[uuid]
-
-    def forget(self, uuid: str) -> None:
-        self._loads.pop(uuid, None)

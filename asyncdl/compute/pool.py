@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 import cloudpickle
 
 from asyncdl.compute.base import ModelCall
-from asyncdl.compute.child import CALL, FAILED, FORGET, LENGTH, LOAD, NO_OUTPUTS
-from asyncdl.errors import ModelError, ModelOutputError
+from asyncdl.compute.child import CALL, FORGET, LENGTH, LOAD
+from asyncdl.compute.replies import FAILED, NO_OUTPUTS
+from asyncdl.errors import ModelError, ModelOutputError, WorkerLostError
 
 _MAIN = "import sys; sys.path[:] = sys.argv[1:]; from asyncdl.compute.child import main; main()"
 
@@ -77,7 +78,9 @@ class Child:
         Raises
         ------
         ModelError
-            It cannot be loaded, or the process died of it.
+            It cannot be loaded.
+        WorkerLostError
+            The process died of it.
         """
         process = self._ready()
         if call.uuid in self._models:
@@ -96,7 +99,9 @@ class Child:
         ModelOutputError
             A batch function returned something else than one output for each input.
         ModelError
-            The process died, or the inputs or outputs cannot be pickled.
+            The inputs or outputs cannot be pickled.
+        WorkerLostError
+            The process died.
         """
         with self._lock:
             process = self._process
@@ -171,7 +176,7 @@ class Child:
     def _raise_died(self, process: subprocess.Popen[bytes], when: str) -> NoReturn:
         with self._lock:
             self._process = None
-        raise ModelError(f"a process {_end(process)} {when}; asyncdl starts another one") from None
+        raise WorkerLostError(f"a process {_end(process)} {when}; asyncdl starts another one") from None
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -117,6 +117,11 @@ class MongoDatabase:
         self._openers = 0
         self._opening = asyncio.Lock()
 
+    @property
+    def uri(self) -> str:
+        """How another process connects, with the password: not for messages."""
+        return self._uri
+
     async def open(self) -> None:
         """Connect; opening twice is counted, and closed by as many `aclose`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SMALLEST, LARGEST = 16, 8192
@@ -60,12 +60,12 @@ class ReadAhead:
     Parameters
     ----------
     most
-        How many batches to be ahead at most.
+        How many batches to be ahead at most: asked anew, because workers may come.
     """
 
-    def __init__(self, most: int, *, at_once: bool) -> None:
+    def __init__(self, most: Callable[[], int], *, at_once: bool) -> None:
         self._most = most
-        self._permitted = most if at_once else 1
+        self._permitted = most() if at_once else 1
         self._permits = asyncio.Semaphore(self._permitted)
 
     async def may_read(self) -> None:
@@ -78,6 +78,6 @@ class ReadAhead:
 
     def computed(self, seconds: float) -> None:
         """Learn how long the model took for a batch."""
-        if seconds > _QUICK and self._permitted < self._most:
+        if seconds > _QUICK and self._permitted < self._most():
             self._permitted += 1
             self._permits.release()

@@ -173,8 +173,7 @@ class ListenerWork(Work):
         self._width = len(self._output.key)
         on_loop = self._call.placement == "loop"
         self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
-        most = max(2, 2 * self._call.max_concurrency // LARGEST) if on_loop else 1 + self._stores.compute.parallelism
-        self._ahead = ReadAhead(most, at_once=on_loop)
+        self._ahead = ReadAhead(self._most_ahead, at_once=on_loop)
         stores = self._stores
         self._reader = Reader(
             stores.metadata,
@@ -185,6 +184,13 @@ class ListenerWork(Work):
             self._size,
             self._ahead,
         )
+
+    def _most_ahead(self) -> int:
+        """Return how many batches are worth having under way; workers may come and go meanwhile."""
+        compute = self._stores.compute
+        if self._call.placement == "loop":
+            return max(2, 2 * self._call.max_concurrency // LARGEST) * compute.loops
+        return 1 + compute.parallelism
 
     @property
     def _output(self) -> OutputTable:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the local compute backend."""
+"""Fixtures of the tests of the compute backends."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from asyncdl.compute.local import LocalComputeBackend
-from asyncdl.errors import ModelError
+from asyncdl.errors import ModelError, WorkerLostError
 from asyncdl.testing.compute import Models, increment
 
 pytestmark = pytest.mark.anyio
@@ -88,7 +88,7 @@ async def test_dead_child_fails_its_batch_only(
 ) -> None:
     batches = [[1, 2], [3, how, 4], [5, 6], [7], [8]]
     futures = [backend.submit(models.task(kill_me, batch, "process", uuid="kill")) for batch in batches]
-    with pytest.raises(ModelError, match=f"{what} while it ran a batch of 3"):
+    with pytest.raises(WorkerLostError, match=f"{what} while it ran a batch of 3"):
         await futures.pop(1)
     assert [await future for future in futures] == [[1, 2], [5, 6], [7], [8]]
 
@@ -189,7 +189,7 @@ async def test_what_a_dead_child_started_does_not_outlive_it(
         Path(file).write_text(str(grandchild))
         os._exit(1)
 
-    with pytest.raises(ModelError, match="exited with status 1"):
+    with pytest.raises(WorkerLostError, match="exited with status 1"):
         await backend.submit(models.task(model, [str(pid_file)], "process"))
     await asyncio.to_thread(wait_for_end, int(pid_file.read_text()))
 

@@ -78,7 +78,7 @@ def test_few_rows_are_taken_where_each_is_heavy() -> None:
 
 @pytest.mark.anyio
 async def test_one_reads_ahead_of_a_slow_model_and_not_of_a_quick_one() -> None:
-    ahead = ReadAhead(3, at_once=False)
+    ahead = ReadAhead(lambda: 3, at_once=False)
     await ahead.may_read()
     ahead.computed(FAST)
     waiting = asyncio.create_task(ahead.may_read())

@@ -1,0 +1,272 @@
+"""What happens in a Dask worker: it runs models as local compute does, for it has a local compute backend of its own.
+
+A batch is a Dask task: a coroutine function, so that it runs on the worker's event loop, and from there in a thread, in a
+child process or on the loop, as its model wants. Timeouts, retries, rows that fail and processes that die are dealt with
+where they are on one machine. An answer is bytes, pickled here: what cannot be pickled is its row's error, and Dask never
+looks into it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import pickle
+import platform
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from asyncdl.compute.base import ComputeFuture, Fetch, ModelCall, ModelTask
+from asyncdl.compute.calling import row_error
+from asyncdl.compute.local import LocalComputeBackend
+from asyncdl.compute.replies import FAILED, NO_OUTPUTS, outputs_reply
+from asyncdl.errors import ModelError, ModelOutputError, WorkerLostError
+
+LACKING, DROPPED, LOST = "lacking", "dropped", "lost"
+"""The worker cannot get the model, and says who it is and why; the batch was cancelled here; a child process died."""
+
+PACKAGES = ("asyncdl", "dask", "distributed", "cloudpickle", "msgpack", "tornado", "numpy", "pandas")
+
+_UNUSED = 3600
+"""Seconds after which a model that nobody called is dropped, when another one is loaded."""
+_IN_PASSING = 100_000
+"""Bytes up to which pickling is quicker than going to a thread for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """How a worker gets a model.
+
+    Parameters
+    ----------
+    client
+        Who uses it.
+    call
+        The model; its ``uuid`` is the name that it has on workers.
+    sha256
+        Of the pickled object.
+    payload
+        The pickled object, if it is small.
+    fetch
+        What gets it where it is not.
+    """
+
+    client: str
+    call: ModelCall
+    sha256: str
+    payload: bytes | None = None
+    fetch: Fetch | None = None
+
+
+async def run_batch(parcel: bytes, body: bytes, key: bytes) -> bytes:
+    """Run a batch: the task that the client submits.
+
+    Parameters
+    ----------
+    parcel
+        A pickled `Parcel`.
+    body
+        The pickled inputs.
+    key
+        The task's, as bytes: Dask replaces a string that is a task's key by that task's result.
+    """
+    return await (await _workplace()).run(parcel, body, key.decode())
+
+
+async def deliver(name: str, payload: bytes) -> None:
+    """Take in a model that the worker could not get by itself."""
+    (await _workplace()).delivered[name] = payload
+
+
+async def forget(prefix: str, *, dask_worker: Any) -> None:
+    """Drop a model."""
+    if dask_worker in _workplaces:
+        (await _workplaces[dask_worker]).forget(prefix)
+
+
+async def leave(client: str, *, dask_worker: Any) -> None:
+    """Drop the models that only this client used."""
+    if dask_worker in _workplaces:
+        (await _workplaces[dask_worker]).leave(client)
+
+
+def describe(dask_worker: Any) -> dict[str, Any]:
+    """Return what a client wants to know of a worker before it gives it work."""
+    return {"versions": versions(), "resources": dict(dask_worker.state.total_resources)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what client and workers have to agree on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = str(getattr(sys.modules.get(name), "__version__", None) or metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+_workplaces: WeakKeyDictionary[Any, asyncio.Task[Workplace]] = WeakKeyDictionary()
+
+
+async def _workplace() -> Workplace:
+    from distributed import get_worker  # noqa: PLC0415 - heavy: only where Dask is used
+
+    worker = get_worker()
+    opening = _workplaces.get(worker)
+    if opening is None:
+        opening = _workplaces[worker] = asyncio.create_task(_open(worker), name="asyncdl: opening on a Dask worker")
+    return await asyncio.shield(opening)
+
+
+async def _open(worker: Any) -> Workplace:
+    workplace = Workplace(worker.address, worker.state.nthreads)
+    await workplace.backend.open(workplace)
+    await worker.plugin_add(_plugin(workplace), name="asyncdl")
+    return workplace
+
+
+def _plugin(workplace: Workplace) -> Any:
+    from distributed import WorkerPlugin  # noqa: PLC0415 - as above
+
+    class Following(WorkerPlugin):  # type: ignore[misc]
+        """Tells of tasks that are cancelled while they run, and of the worker's end."""
+
+        def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+            if start == "executing" and finish in {"cancelled", "released", "forgotten"}:
+                workplace.cancel(str(key))
+
+        async def teardown(self, worker: Any) -> None:
+            await workplace.backend.aclose()
+
+    return Following()
+
+
+class _LackingError(ModelError):
+    """The worker cannot get a model by itself."""
+
+
+class Workplace:
+    """Models, and what calls them, on one worker; also their loader.
+
+    Parameters
+    ----------
+    address
+        The worker's.
+    threads
+        Batches that Dask gives it at once.
+    """
+
+    def __init__(self, address: str, threads: int) -> None:
+        self.address = address
+        self.backend = LocalComputeBackend(threads, threads, grace=1.0)
+        self.delivered: dict[str, bytes] = {}
+        self._parcels: dict[str, Parcel] = {}
+        self._users: defaultdict[str, set[str]] = defaultdict(set)
+        self._used: dict[str, float] = {}
+        self._running: dict[str, ComputeFuture] = {}
+
+    async def run(self, pickled: bytes, body: bytes, key: str) -> bytes:
+        """Return the answer for a batch."""
+        try:
+            parcel: Parcel = pickle.loads(pickled)  # noqa: S301 - our client's
+            inputs = await _aside(len(body), pickle.loads, body)
+        except BaseException as error:  # unpickling runs anybody's code
+            what = row_error(error)
+            reason = f"its inputs cannot be read on {self.address}: {what.type}: {what.message}\n{what.traceback}"
+            return pickle.dumps((FAILED, reason))
+        self._uses(parcel)
+        future = self._running[key] = self.backend.submit(ModelTask(key, parcel.call, inputs))
+        del inputs
+        try:
+            outputs = await future
+        except asyncio.CancelledError:
+            if key in self._running:  # it is the worker that ends
+                future.cancel()
+                raise
+            return pickle.dumps((DROPPED, None))
+        except _LackingError as error:
+            return pickle.dumps((LACKING, (self.address, str(error))))
+        except ModelOutputError as error:
+            return pickle.dumps((NO_OUTPUTS, str(error)))
+        except WorkerLostError as error:
+            return pickle.dumps((LOST, f"on {self.address}: {error}"))
+        except ModelError as error:
+            return pickle.dumps((FAILED, str(error)))
+        finally:
+            self._running.pop(key, None)
+        return await asyncio.to_thread(outputs_reply, outputs)
+
+    def cancel(self, key: str) -> None:
+        """Stop a batch, whose result nobody wants any more."""
+        future = self._running.pop(key, None)
+        if future is not None:
+            future.cancel()
+
+    # the loader
+
+    async def __call__(self, call: ModelCall) -> Any:
+        """Return the live object."""
+        return await asyncio.to_thread(pickle.loads, await self.payload(call))
+
+    async def payload(self, call: ModelCall) -> bytes:
+        """Return the object pickled, its hash checked."""
+        self._forget_unused()
+        parcel = self._parcels[call.uuid]
+        if parcel.payload is not None:
+            return parcel.payload
+        delivered = self.delivered.pop(call.uuid, None)
+        if delivered is not None:
+            if await asyncio.to_thread(_sha256, delivered) != parcel.sha256:
+                raise ModelError(f"model {call.uuid} came to {self.address} as other bytes than were sent")
+            return delivered
+        if parcel.fetch is None:
+            raise _LackingError("it is not in a store that workers can reach")
+        try:
+            return await parcel.fetch(parcel.sha256)
+        except Exception as error:
+            raise _LackingError(f"{type(error).__name__}: {error}") from error
+
+    def fetch(self) -> None:
+        """Return nothing: from here it goes no further."""
+
+    # keeping and dropping models
+
+    def _uses(self, parcel: Parcel) -> None:
+        name = parcel.call.uuid
+        self._parcels[name] = parcel
+        self._users[name].add(parcel.client)
+        self._used[name] = time.monotonic()
+
+    def forget(self, prefix: str) -> None:
+        """Drop the models whose names begin so."""
+        for name in [each for each in self._parcels if each.startswith(prefix)]:
+            self.backend.forget(name)
+            for kept in (self._parcels, self.delivered, self._users, self._used):
+                kept.pop(name, None)
+
+    def leave(self, client: str) -> None:
+        """Drop the models that only this client used."""
+        for name, users in list(self._users.items()):
+            users.discard(client)
+            if not users:
+                self.forget(name)
+
+    def _forget_unused(self) -> None:
+        """Drop what was left here by clients that died."""
+        since = time.monotonic() - _UNUSED
+        for name in [each for each, used in self._used.items() if used < since]:
+            self.forget(name)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def _aside(size: int, function: Any, *args: Any) -> Any:
+    """Call a function here if that is short, else in a thread."""
+    return function(*args) if size < _IN_PASSING else await asyncio.to_thread(function, *args)
