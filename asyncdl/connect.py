@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, TypeGuard
+from urllib.parse import parse_qsl, unquote
 
 from asyncdl import progress
 from asyncdl.artifact_store.base import ArtifactStore
@@ -20,6 +20,7 @@ from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.duckdb import DuckDBDatabase
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
@@ -209,7 +210,7 @@ class _Plan:
     def _metadata_database(self, databackend: DataBackend, stack: AsyncExitStack) -> SQLDatabase:
         shared = getattr(databackend, "database", None)
         if self._own_metadata is None:
-            return shared if isinstance(shared, SQLDatabase) else SQLiteDatabase(".asyncdl/metadata.db")
+            return shared if _holds_metadata(shared) else SQLiteDatabase(_metadata_beside(shared, stack))
         database = self._own_metadata(stack)
         return shared if isinstance(shared, SQLDatabase) and _same(shared, database) else database
 
@@ -219,6 +220,17 @@ def _same(one: SQLDatabase, other: SQLDatabase) -> bool:
         return one.place == other.place
     paths = [each.path.absolute() for each in (one, other) if isinstance(each, SQLiteDatabase)]
     return len(paths) == 2 and paths[0].resolve() == paths[1].resolve()
+
+
+def _holds_metadata(database: Any) -> TypeGuard[SQLDatabase]:
+    return isinstance(database, SQLDatabase) and not isinstance(database, DuckDBDatabase)
+
+
+def _metadata_beside(database: Any, stack: AsyncExitStack) -> Path:
+    """Return where the metadata of a database are that cannot hold them itself: gone with it, if it is in memory."""
+    if isinstance(database, DuckDBDatabase) and database.path is None:
+        return _temporary(stack)
+    return Path(".asyncdl/metadata.db")
 
 
 def _temporary(stack: AsyncExitStack) -> Path:
@@ -251,6 +263,9 @@ def _database(uri: str, what: str) -> _MakeDatabase:
     if scheme == "sqlite":
         path = _sqlite_path(uri, rest)
         return lambda stack: SQLiteDatabase(path or _temporary(stack))
+    if scheme == "duckdb" and what == "databackend":
+        place, config = _duckdb_place(uri, rest)
+        return lambda stack: DuckDBDatabase(place, config)
     if scheme in {"postgresql", "postgres"}:
         database = PostgreSQLDatabase(uri)
         return lambda stack: database
@@ -258,7 +273,9 @@ def _database(uri: str, what: str) -> _MakeDatabase:
         raise UnknownSchemeError(
             f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
         )
-    served = "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
+    served = (
+        "sqlite://, postgresql:// and duckdb://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
+    )
     raise UnknownSchemeError(_unknown(uri, what, served))
 
 
@@ -281,6 +298,14 @@ def _sqlite_path(uri: str, rest: str) -> Path | None:
     if path in {"", ":memory:"}:
         return None
     return Path(path)
+
+
+def _duckdb_place(uri: str, rest: str) -> tuple[Path | None, dict[str, str]]:
+    """Return the file that a URI means, None for a database in memory, and DuckDB's options."""
+    path, _, query = rest.partition("?")
+    if "#" in rest:
+        raise ConfigurationError(f"{redact(uri)!r}: a duckdb URI is a path, and perhaps options behind a question mark")
+    return _sqlite_path(uri, path), dict(parse_qsl(query, keep_blank_values=True))
 
 
 def _folder(uri: str) -> Path:
