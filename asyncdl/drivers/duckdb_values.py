@@ -60,8 +60,31 @@ def run(raw: duckdb.DuckDBPyConnection, statement: Statement) -> Outcome:
     """Run a statement of a transaction."""
     if statement.many:
         return _run_rows(raw, statement)
-    result = execute(raw, statement.sql, statement.params)
+    params = statement.params
+    if statement.types:
+        params = [_parameter(*pair) for pair in zip(params, statement.types, strict=True)]
+    result = execute(raw, statement.sql, params)
     return Outcome(-1, rows_of(result.to_arrow_table()) if statement.fetch else [])
+
+
+def _parameter(value: Any, kind: str) -> Any:
+    """Return a parameter with its type, where a dict may be a STRUCT or a MAP."""
+    import duckdb  # noqa: PLC0415 - loaded when a database is opened
+
+    if value is None or not kind.startswith(("MAP(", "STRUCT(")):
+        return value
+    return duckdb.Value(_mapped(value, is_map=kind.startswith("MAP(")), duckdb.sqltype(kind))
+
+
+def _mapped(value: Any, *, is_map: bool = False) -> Any:
+    """Return a value, its pairs as DuckDB's driver wants maps: a list of keys and one of values."""
+    if isinstance(value, dict):
+        return {name: _mapped(each) for name, each in value.items()}
+    if not isinstance(value, list):
+        return value
+    if is_map or (value and all(isinstance(each, tuple) for each in value)):
+        return {"key": [key for key, _ in value], "value": [_mapped(each) for _, each in value]}
+    return [_mapped(each) for each in value]
 
 
 def _run_rows(raw: duckdb.DuckDBPyConnection, statement: Statement) -> Outcome:
