@@ -21,6 +21,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.duckdb import DuckDBDatabase
+from asyncdl.drivers.frames import FramesDatabase
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
@@ -228,6 +229,8 @@ def _holds_metadata(database: Any) -> TypeGuard[SQLDatabase]:
 
 def _metadata_beside(database: Any, stack: AsyncExitStack) -> Path:
     """Return where the metadata of a database are that cannot hold them itself: gone with it, if it is in memory."""
+    if isinstance(database, FramesDatabase):
+        return database.folder / ".asyncdl" / "metadata.db"
     if isinstance(database, DuckDBDatabase) and database.path is None:
         return _temporary(stack)
     return Path(".asyncdl/metadata.db")
@@ -266,6 +269,9 @@ def _database(uri: str, what: str) -> _MakeDatabase:
     if scheme == "duckdb" and what == "databackend":
         place, config = _duckdb_place(uri, rest)
         return lambda stack: DuckDBDatabase(place, config)
+    if scheme in {"frames", "pandas"} and what == "databackend":
+        folder = Path(unquote(rest) or ".")
+        return lambda stack: FramesDatabase(folder)
     if scheme in {"postgresql", "postgres"}:
         database = PostgreSQLDatabase(uri)
         return lambda stack: database
@@ -274,7 +280,9 @@ def _database(uri: str, what: str) -> _MakeDatabase:
             f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
         )
     served = (
-        "sqlite://, postgresql:// and duckdb://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
+        "sqlite://, postgresql://, duckdb:// and frames://"
+        if what == "databackend"
+        else "sqlite://, postgresql:// and mongodb://"
     )
     raise UnknownSchemeError(_unknown(uri, what, served))
 

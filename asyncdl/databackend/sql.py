@@ -52,6 +52,7 @@ _DIALECTS: dict[str, type[SQLDialect]] = {
     "sqlite": SQLiteDialect,
     "postgresql": PostgreSQLDialect,
     "duckdb": DuckDBDialect,
+    "frames": DuckDBDialect,
 }
 _THREADS = 4
 _INLINE = 4096
