@@ -18,10 +18,9 @@ from asyncdl.datatypes import Datatypes
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
 from asyncdl.jobs.runner import RunnerOptions
 from asyncdl.metadata.base import MetadataStore
-from asyncdl.schemes import Kind, Located, Role, kind_of, locate
+from asyncdl.schemes import METADATA, Kind, Located, Role, kind_of, locate
 from asyncdl.settings import Settings, defaults, redact
 
-_METADATA = "sqlite://.asyncdl/metadata.db"
 _ARTIFACTS = "filesystem://.asyncdl/artifacts/"
 
 
@@ -201,7 +200,7 @@ class _Plan:
         if self._records is not None:
             kind, database = self._records.kind, _shared(self._records.make(stack), databackend)
         elif kind is None or kind.metadata_store is None:
-            beside = locate(_METADATA, "metadata_store")
+            beside = locate(METADATA if kind is None else kind.beside(database), "metadata_store")
             kind, database = beside.kind, beside.make(stack)
         assert kind.metadata_store is not None  # noqa: S101 - tells mypy
         return kind.metadata_store(database)

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
@@ -20,6 +20,8 @@ from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.duckdb import DuckDBDatabase
+from asyncdl.drivers.frames import FramesDatabase
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.mysql import MySQLDatabase
@@ -30,6 +32,9 @@ from asyncdl.metadata.base import MetadataStore
 from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.metadata.sql import SQLMetadataStore
 from asyncdl.settings import redact
+
+METADATA = "sqlite://.asyncdl/metadata.db"
+"""Where metadata are by default, if they cannot be with the rows."""
 
 Role = Literal["databackend", "metadata_store", "artifact_store"]
 
@@ -50,6 +55,8 @@ class Kind:
     databackend, metadata_store, artifact_store
         What makes each on the database that `locate` led to; None: it cannot be one. An artifact store also takes the identity
         of the metadata store, under which its artifacts are kept.
+    beside
+        Returns, where it cannot be a metadata store itself, the URI of the one that a database has by default.
     """
 
     name: str
@@ -59,6 +66,7 @@ class Kind:
     databackend: Callable[[Any, Datatypes], DataBackend] | None = None
     metadata_store: Callable[[Any], MetadataStore] | None = None
     artifact_store: Callable[[Any, str], ArtifactStore] | None = None
+    beside: Callable[[Any], str] = lambda database: METADATA
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +101,25 @@ def locate(uri: str, role: Role) -> Located:
 
 
 def kind_of(database: Any) -> Kind | None:
-    """Return the kind of a database that is open already, None where no metadata or artifact store can be on it."""
+    """Return the kind of a database, None for what no URI leads to."""
     return next((kind for owner, kind in _OF_DATABASE.items() if isinstance(database, owner)), None)
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file that a URI means, None for a database in memory.
-
-    ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
-    """
+def _sqlite(uri: str) -> Maker:
     rest = uri.partition("://")[2]
     if "?" in rest or "#" in rest:
         raise ConfigurationError(f"{redact(uri)!r}: a sqlite URI is a path and takes no options")
+    path = _file(rest)
+    return lambda stack: SQLiteDatabase(path or _temporary(stack))
+
+
+def _file(rest: str) -> Path | None:
+    """Return the file that a URI means by what is behind its scheme, None for a database in memory.
+
+    ``sqlite://name.db`` and ``sqlite:///name.db`` are relative, ``sqlite:////folder/name.db`` is absolute.
+    """
     path = unquote(rest.removeprefix("/"))
     return None if path in {"", ":memory:"} else Path(path)
-
-
-def _sqlite(uri: str) -> Maker:
-    path = sqlite_path(uri)
-    return lambda stack: SQLiteDatabase(path or _temporary(stack))
 
 
 def _temporary(stack: AsyncExitStack) -> Path:
@@ -131,6 +139,19 @@ def _postgresql(uri: str) -> Maker:
 def _mysql(uri: str) -> Maker:
     database = MySQLDatabase(uri)
     return lambda stack: database
+
+
+def _duckdb(uri: str) -> Maker:
+    rest, _, options = uri.partition("://")[2].partition("?")
+    if "#" in uri:
+        raise ConfigurationError(f"{redact(uri)!r}: a duckdb URI is a path, and perhaps options behind a question mark")
+    path = _file(rest)
+    return lambda stack: DuckDBDatabase(path, dict(parse_qsl(options, keep_blank_values=True)))
+
+
+def _frames(uri: str) -> Maker:
+    folder = Path(unquote(uri.partition("://")[2]) or ".")
+    return lambda stack: FramesDatabase(folder)
 
 
 def _mongodb(uri: str) -> Maker:
@@ -168,6 +189,22 @@ _MYSQL = Kind(
     locate=_mysql,
     metadata_store=SQLMetadataStore,
 )
+_DUCKDB = Kind(
+    name="DuckDB",
+    schemes=("duckdb",),
+    example="duckdb://app.duckdb",
+    locate=_duckdb,
+    databackend=SQLDataBackend,
+    beside=lambda database: "sqlite://:memory:" if database.path is None else METADATA,
+)
+_FRAMES = Kind(
+    name="a folder of dataframes",
+    schemes=("frames", "pandas"),
+    example="frames://./data",
+    locate=_frames,
+    databackend=SQLDataBackend,
+    beside=lambda database: f"sqlite:///{database.folder / '.asyncdl' / 'metadata.db'}",
+)
 _MONGODB = Kind(
     name="MongoDB",
     schemes=("mongodb", "mongodb+srv"),
@@ -184,11 +221,13 @@ _FILESYSTEM = Kind(
     artifact_store=lambda folder, identity: FilesystemArtifactStore(folder / identity),
 )
 
-KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _MONGODB, _FILESYSTEM)
+KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _DUCKDB, _FRAMES, _MONGODB, _FILESYSTEM)
 
 _OF_DATABASE = {
     SQLiteDatabase: _SQLITE,
     PostgreSQLDatabase: _POSTGRESQL,
     MySQLDatabase: _MYSQL,
+    FramesDatabase: _FRAMES,  # before DuckDB's, which it is one of
+    DuckDBDatabase: _DUCKDB,
     MongoDatabase: _MONGODB,
 }

@@ -26,6 +26,7 @@ from asyncdl.databackend.base import (
 )
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import SQLDialect
+from asyncdl.databackend.sql_duckdb import DuckDBDialect
 from asyncdl.databackend.sql_outputs import OutputWriter, listed
 from asyncdl.databackend.sql_postgresql import PostgreSQLDialect
 from asyncdl.databackend.sql_queries import Compiled, QueryCompiler, Recent
@@ -47,7 +48,12 @@ from asyncdl.errors import (
 
 T = TypeVar("T")
 
-_DIALECTS: dict[str, type[SQLDialect]] = {"sqlite": SQLiteDialect, "postgresql": PostgreSQLDialect}
+_DIALECTS: dict[str, type[SQLDialect]] = {
+    "sqlite": SQLiteDialect,
+    "postgresql": PostgreSQLDialect,
+    "duckdb": DuckDBDialect,
+    "frames": DuckDBDialect,
+}
 _THREADS = 4
 _INLINE = 4096
 """Rows of plain values that are encoded on the event loop: some milliseconds."""

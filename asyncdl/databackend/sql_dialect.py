@@ -77,6 +77,9 @@ class SQLDialect(ABC):
     merges = False
     """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
 
+    partial_indexes = True
+    """Whether an index can leave out rows."""
+
     largest_list = 512
     """How many keys one statement names at most."""
 

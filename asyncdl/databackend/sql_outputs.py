@@ -61,6 +61,8 @@ class OutputWriter:
         schema = TableSchema(self.table.name, self._columns, self._own_key)
         types = [self._dialect.column_type(parse(each)) for each in self._columns.values()]
         sql = self._dialect.create_table(schema, types, not_null=[AS_OF])
+        if not self._dialect.partial_indexes:
+            return [Statement(sql)]
         index = self._dialect.quote(f"{self.table.name}_failed")
         failed = f"CREATE INDEX IF NOT EXISTS {index} ON {self._name} ({self._dialect.quote(self._roots[0])}) "
         return [Statement(sql), Statement(f"{failed}WHERE {self._dialect.quote(ERROR)} IS NOT NULL")]
@@ -90,15 +92,16 @@ class OutputWriter:
             stored = self._encode_values(results.values, results.key)
             marks = ", ".join([self._dialect.mark] * (len(keys) + 1))
             same = f"({marks}, {int(as_of)}, NULL)"
-            put = Statement(self._put.replace(row, same, 1), list(zip(*keys, stored, strict=True)), many=True, row=same)
+            rows, types = list(zip(*keys, stored, strict=True)), self._types[: len(keys) + 1]
+            put = Statement(self._put.replace(row, same, 1), rows, many=True, row=same, types=types)
             return [*statements, put]
         values: Sequence[Any] = results.values
         if results.errors:
             values = [None if at in results.errors else value for at, value in enumerate(values)]
         stored = self._encode_values(values, results.key)
         errors = map(results.errors.get, range(len(results)))
-        rows = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
-        return [*statements, self._put_rows(rows)]
+        stamped = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
+        return [*statements, self._put_rows(stamped)]
 
     def _put_sql(self) -> str:
         dialect, names = self._dialect, list(self._columns)

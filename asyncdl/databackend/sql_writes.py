@@ -136,7 +136,9 @@ class SQLWriter:
             sql += f" FROM {', '.join(f'({source}) AS {alias}' for alias, source in sources.items())}"
         if conditions:
             sql += f" WHERE {' AND '.join(conditions)}"
-        return await self._returning(schema, sql, params, tx)
+        literal = [name for name, each in request.changes.items() if not callable(getattr(type(each), "build", None))]
+        types = [self._dialect.value_type(parse(schema.columns[name])) for name in literal]
+        return await self._returning(schema, sql, params, tx, tuple(types))
 
     async def _changes(
         self, schema: TableSchema, changes: Mapping[str, Any], outputs: Mapping[str, OutputTable], tx: SQLTransaction
@@ -199,10 +201,12 @@ class SQLWriter:
         found = self._dialect.quoted(compiled.key[: len(key)], "w")
         return f"{target} IN (SELECT {found} FROM ({compiled.sql}) AS w)"  # noqa: S608 - quoted
 
-    async def _returning(self, schema: TableSchema, sql: str, params: list[Any], tx: SQLTransaction) -> Written:
+    async def _returning(
+        self, schema: TableSchema, sql: str, params: list[Any], tx: SQLTransaction, types: tuple[str, ...] = ()
+    ) -> Written:
         key = schema.primary_key
         returned = self._dialect.quoted(key, self._dialect.quote(schema.name))
-        rows = await self._run(tx, Statement(f"{sql} RETURNING {returned}", params, fetch=True))
+        rows = await self._run(tx, Statement(f"{sql} RETURNING {returned}", params, types=types, fetch=True))
         decode = self._values.rows([(name, schema.columns[name], False) for name in key])
         decoded = decode(rows) if decode is not None else rows
         return Written([row[0] for row in decoded] if len(key) == 1 else list(decoded))

@@ -43,7 +43,8 @@ class Statement:
     row
         The text of the one row behind ``VALUES``, which a driver may repeat in order to run many in one step.
     types
-        The SQL types of that row's parameters, where the database's own tell more than the driver can infer.
+        The SQL types of that row's parameters (of the statement's own, without ``many``), where they tell more than the driver
+        can infer.
     fetch
         Whether the statement returns rows (a select, or a write with ``RETURNING``).
     expect
