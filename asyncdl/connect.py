@@ -17,6 +17,7 @@ from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.mongo import MongoDataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
@@ -166,13 +167,17 @@ class _Plan:
         self._settings = settings
         self._databackend: DataBackend | None = ready["databackend"]
         self._metadata: MetadataStore | None = ready["metadata_store"]
-        self._data = None if self._databackend is not None else _database(settings.databackend, "databackend")
+        self._data_uri = None if self._databackend is not None else _mongodb_uri(settings.databackend)
+        given = self._databackend is not None or self._data_uri is not None
+        self._data = None if given else _database(settings.databackend, "databackend")
         self._own_metadata: _MakeDatabase | None = None
         self._metadata_uri: str | None = None
         if self._metadata is None and settings.metadata_store is not None:
             self._metadata_uri = _mongodb_uri(settings.metadata_store)
             if self._metadata_uri is None:
                 self._own_metadata = _database(settings.metadata_store, "metadata store")
+        elif self._metadata is None:
+            self._metadata_uri = self._data_uri
         self._artifacts_uri = _mongodb_uri(settings.artifact_store)
         self._artifacts = None if self._artifacts_uri is not None else _folder(settings.artifact_store or _ARTIFACTS)
         self._artifacts_follow = settings.artifact_store is None
@@ -182,6 +187,10 @@ class _Plan:
     def stores(self, stack: AsyncExitStack) -> tuple[DataBackend, MetadataStore]:
         """Return databackend and metadata store, still to be opened; on one database object where both are one database."""
         databackend, metadata = self._databackend, self._metadata
+        if databackend is None and self._data_uri is not None:
+            found = metadata.database if isinstance(metadata, MongoMetadataStore) else MongoDatabase(self._data_uri)
+            same = found if found.url == redact(self._data_uri) else MongoDatabase(self._data_uri)
+            databackend = MongoDataBackend(same, Datatypes(allow_pickle=self._settings.pickle))
         if databackend is None:
             assert self._data is not None  # noqa: S101 - one of the two is given
             database = self._data(stack)
@@ -189,7 +198,8 @@ class _Plan:
                 database = metadata.database
             databackend = SQLDataBackend(database, Datatypes(allow_pickle=self._settings.pickle))
         if metadata is None and self._metadata_uri is not None:
-            metadata = MongoMetadataStore(MongoDatabase(self._metadata_uri))
+            shared = isinstance(databackend, MongoDataBackend) and self._metadata_uri == self._data_uri
+            metadata = MongoMetadataStore(databackend.database if shared else MongoDatabase(self._metadata_uri))  # type: ignore[attr-defined]
         elif metadata is None:
             metadata = SQLMetadataStore(self._metadata_database(databackend, stack))
         return databackend, metadata
@@ -254,10 +264,6 @@ def _database(uri: str, what: str) -> _MakeDatabase:
     if scheme in {"postgresql", "postgres"}:
         database = PostgreSQLDatabase(uri)
         return lambda stack: database
-    if scheme in _MONGODB:
-        raise UnknownSchemeError(
-            f"there is no {what} on MongoDB yet (from {redact(uri)!r}); metadata_store and artifact_store may be there"
-        )
     served = "sqlite:// and postgresql://" if what == "databackend" else "sqlite://, postgresql:// and mongodb://"
     raise UnknownSchemeError(_unknown(uri, what, served))
 

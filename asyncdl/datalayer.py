@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -40,7 +40,7 @@ from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import EventRecord, MetadataStore
 from asyncdl.prediction import Predictor
-from asyncdl.query import Cursor, Query, Write, table
+from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.supervisor import Supervisor
 from asyncdl.writer import Writer
 
@@ -192,20 +192,26 @@ class Datalayer:
     # rows
 
     def __getitem__(self, name: str) -> Query:
-        """Return a query for all rows of a table; it need not exist yet."""
-        return table(name)
+        """Return a query for all rows of a table; it need not exist yet.
+
+        It is in the databackend's language: on MongoDB a `MongoQuery`, which type checkers cannot know.
+        """
+        return cast("Query", table_in(self.databackend.language, name))
 
     @overload
     async def execute(self, query: Query) -> Cursor: ...
     @overload
-    async def execute(self, query: Write) -> Written: ...
-    async def execute(self, query: Query | Write) -> Cursor | Written:
+    async def execute(self, query: AnyWrite) -> Written: ...
+    @overload
+    async def execute(self, query: MongoQuery) -> Any: ...
+    async def execute(self, query: Query | MongoQuery | AnyWrite) -> Any:
         """Run a query.
 
         Returns
         -------
         Cursor
-            Of a reading query: an asynchronous iterator over rows as dicts, read from the database as it goes.
+            Of a reading query: an asynchronous iterator over rows as dicts, read from the database as it goes. Of a query of
+            MongoDB's that gives a document or a value (`find_one`, `count_documents`, `distinct`): that.
         Written
             Of an insert, upsert, update or delete: the ids of its rows, and a handle on the work that follows.
 
@@ -217,12 +223,24 @@ class Datalayer:
             The database refused the rows; nothing was written.
         """
         self._opened()
-        if isinstance(query, Write):
-            ids, events = await self._writer.write(query.request())
-            return Written(**_range(events), follow=self._follow, ids=ids)
-        if not isinstance(query, Query):
+        if isinstance(query, WRITES):
+            written, events = await self._writer.write(query.request())
+            return Written(
+                first=events[0].seq if events else 0,
+                last=events[-1].seq if events else 0,
+                follow=self._follow,
+                ids=written.ids,
+                document=written.document,
+                counts=written.counts,
+            )
+        if not isinstance(query, QUERIES):
             raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
         outputs = await self._registry.outputs_of(query)
+        if isinstance(query, MongoQuery):
+            documents = DocumentCursor(self.databackend.read(query, outputs))
+            if query.gives == "rows":
+                return documents
+            return await (documents.first() if query.gives == "row" else documents.value())
         schema = await self.databackend.check(query, outputs)
         return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
 

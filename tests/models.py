@@ -52,3 +52,11 @@ async def unhurried(x: int) -> int:
 async def slowly(x: int) -> int:
     await asyncio.sleep(0)
     return x + 100
+
+
+def upper_bytes(text: str) -> bytes:
+    return text.upper().encode()
+
+
+def lower_text(data: bytes) -> str:
+    return data.decode().lower()

@@ -6,13 +6,13 @@ an event becomes visible in the order of its number.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write
+from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.metadata.base import AppendEvent, Change, EventRecord
 from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
 from asyncdl.metadata.wakeup import topics_of
@@ -43,7 +43,7 @@ class Commits(ABC):
     def __init__(self, database: MongoDatabase) -> None:
         self._database = database
         # One at a time in this process: they would only meet in the log, and one of them would have to start again.
-        self._turn = asyncio.Lock()
+        self._turn = database.turn
 
     @abstractmethod
     async def commit(self, changes: Sequence[Change]) -> Committed:
@@ -83,12 +83,29 @@ class TransactionCommits(Commits):
 
     async def commit(self, changes: Sequence[Change]) -> Committed:
         """Apply changes in one transaction."""
+        body = self._body(changes)
+
+        async def attempt(tx: MongoTransaction) -> Committed:
+            return await body(tx, _nothing)
+
+        async with self._turn:
+            return await self._database.transact(attempt)
+
+    async def join(self, unit: MongoUnit, changes: Sequence[Change]) -> Committed:
+        """Apply changes in the transaction of a databackend, which is committed."""
+        return await unit.commit(self._body(changes))
+
+    def _body(
+        self, changes: Sequence[Change]
+    ) -> Callable[[MongoTransaction, Callable[[], Awaitable[None]]], Awaitable[Committed]]:
+        """Return what applies changes in a transaction, after other work in it."""
         appended = sum(isinstance(each, AppendEvent) for each in changes)
         counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(changes)}
 
-        async def body(tx: MongoTransaction) -> Committed:
+        async def body(tx: MongoTransaction, work: Callable[[], Awaitable[None]]) -> Committed:
             log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
             assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
+            await work()
             planned = await self._plan(changes, log["seq"] - appended, tx)
             writes: dict[str, list[Write]] = {}
             for effect in planned.effects():
@@ -97,8 +114,7 @@ class TransactionCommits(Commits):
                 await self._database.write(collection(name), those, tx=tx)
             return Committed(planned.events, log)
 
-        async with self._turn:
-            return await self._database.transact(body)
+        return body
 
     async def settle(self) -> None:
         """Do nothing: a transaction is visible when it is committed."""
@@ -106,6 +122,10 @@ class TransactionCommits(Commits):
     async def snapshot(self, read: Callable[[MongoTransaction | None], Awaitable[set[T]]]) -> set[T]:
         """Return what several reads of one transaction find."""
         return await self._database.transact(read)
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _write(effect: Effect) -> Write:
