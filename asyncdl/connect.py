@@ -149,6 +149,7 @@ class Connecting:
                 allow_pickle=settings.pickle,
                 max_attempts=settings.job_max_attempts,
                 runner=RunnerOptions(settings.job_concurrency, settings.job_lease, settings.job_backoff),
+                reconcile_every=settings.reconcile_every,
                 show=progress.show if progress.wanted(settings.progress) else None,
             )
             await db.open()

@@ -30,6 +30,7 @@ from asyncdl.errors import (
 from asyncdl.events.bus import EventBus, Handler
 from asyncdl.events.log import EventLog
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
+from asyncdl.following import Follower
 from asyncdl.installer import Installed, Installer
 from asyncdl.intents import Intents
 from asyncdl.jobs.board import Jobs
@@ -80,6 +81,7 @@ class Datalayer:
         max_attempts: int = 3,
         runner: RunnerOptions | None = None,
         show: Show | None = None,
+        reconcile_every: float | None = None,
     ) -> None:
         self.databackend = databackend
         self.artifact_store = artifact_store
@@ -106,6 +108,7 @@ class Datalayer:
                 "handlers": self._run_handlers,
                 "completion": self._completion.run,
                 "recovery": self._recover,
+                "follower": Follower(stores, reconcile_every=reconcile_every).run,
             }
         )
         self._stack = AsyncExitStack()

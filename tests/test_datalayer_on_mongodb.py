@@ -350,7 +350,7 @@ async def test_a_document_that_cannot_be_stored(mongo: Any, document: Any, error
     with pytest.raises(error):
         await mongo.execute(mongo["docs"].insert_one(document))
     assert await mongo.execute(mongo["docs"].count_documents({})) == 1
-    assert await mongo.metadata.intents() == []
+    assert not [each for each in await mongo.metadata.intents() if not each.id.startswith("changes-")]
 
 
 async def test_hostile_keys_are_only_keys(mongo: Any) -> None:

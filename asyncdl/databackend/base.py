@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from asyncdl.datatypes import Datatypes
@@ -225,6 +225,39 @@ class Written:
     done: Sequence[tuple[WriteKind, list[Key]]] | None = None
     document: Any = None
     counts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RowChanges:
+    """What other programs changed.
+
+    Parameters
+    ----------
+    token
+        From where to go on after it.
+    rows
+        Table, what was done, and the keys, in order.
+    tables
+        Tables that went, or came, as a whole.
+    lost
+        Whether more was changed, and what is not known any more.
+    """
+
+    token: str
+    rows: Sequence[tuple[str, Literal["insert", "update", "delete"], Sequence[Key]]] = ()
+    tables: Sequence[str] = ()
+    lost: bool = False
+
+
+@runtime_checkable
+class Following(Protocol):
+    """The ability of a databackend to tell what other programs change; what asyncdl writes itself is not among it."""
+
+    def why_no_changes(self) -> str | None:
+        """Return why this one cannot tell, None if it can."""
+
+    def changes(self, since: str | None) -> AsyncIterator[RowChanges]:
+        """Yield changes from a token on (None: from now), and every second or so an empty one with a newer token."""
 
 
 class Transaction(Protocol):

@@ -16,6 +16,7 @@ from asyncdl.databackend.base import (
     OutputTable,
     ReadQuery,
     Row,
+    RowChanges,
     TableSchema,
     Written,
 )
@@ -27,6 +28,7 @@ from asyncdl.databackend.mongo_writes import MongoWriter, check_request
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_documents import MongoDocuments
+from asyncdl.drivers.mongo_stream import changes
 from asyncdl.drivers.mongo_units import MongoUnit, prepare_marks, retrying, unit
 from asyncdl.errors import ClosedError, QueryError, TableNotFoundError
 from asyncdl.names import check_column, check_table
@@ -247,6 +249,26 @@ class MongoDataBackend(DataBackend):
         request = check_request(request)
         check_table(request.table)
         return await self._writer.write(request, await self._columns(request.table), tx)
+
+    # what other programs write
+
+    def why_no_changes(self) -> str | None:
+        """Return why there is no change stream, None if there is one."""
+        if self.database.transactional:
+            return None
+        return f"{self.url} is a standalone server, which has no change streams (mongod --replSet makes a replica set of it)"
+
+    async def changes(self, since: str | None) -> AsyncIterator[RowChanges]:
+        """Yield what other programs change."""
+        self._check_open()
+        async with aclosing(changes(self.database, since)) as stream:
+            async for each in stream:
+                rows: list[tuple[str, Any, list[Key]]] = []
+                for table, kind, key in each.rows:
+                    if not rows or rows[-1][:2] != (table, kind):
+                        rows.append((table, kind, []))
+                    rows[-1][2].append(key)
+                yield RowChanges(each.token, rows, each.collections, each.lost)
 
     # a listener's work
 

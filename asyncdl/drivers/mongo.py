@@ -198,6 +198,13 @@ class MongoDatabase:
             raise ClosedError(f"{self.url} is not open")
         return self._documents[collection]
 
+    def new_session(self) -> Awaitable[Any]:
+        """Return a new session of the driver's, to be awaited, and ended."""
+        if self._client is None:
+            raise ClosedError(f"{self.url} is not open")
+        started: Awaitable[Any] = self._client.start_session()
+        return started
+
     async def call(self, call: Callable[[], Awaitable[T]], *, to_the_end: bool) -> T:
         """Make a call of the driver's, its errors being asyncdl's; ``to_the_end``: also when cancelled."""
         return await self._call(call, to_the_end=to_the_end)
