@@ -1,7 +1,7 @@
 """asyncdl on MongoDB beside what one would write by hand with motor: a backfill, and single reads.
 
 Run ``python benchmarks/mongodb.py mongodb://localhost:27017/`` against a replica set, or without a URL where the tests' server
-can be started. Both are measured in one run, interleaved, and their ratio is what counts. The databases that it makes are dropped.
+can be started. Both are measured in one run, and their ratio is what counts. The databases that it makes are dropped.
 """
 
 import argparse
