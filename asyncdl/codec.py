@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from asyncdl import codec_bson
 from asyncdl.errors import DatatypeError
 
 _INT64 = 2**63
@@ -104,9 +105,9 @@ def _encode_other(value: Any, path: str) -> Any:
             return _tag("numpy", _npy(numpy.asarray(value), path))
         if isinstance(value, numpy.generic):
             return _encode(value.item(), path)
-    bson = sys.modules.get("bson")
-    if bson is not None and isinstance(value, bson.ObjectId):
-        return _tag("objectid", str(value))
+    tagged = codec_bson.encode_bson(value, lambda inner: _encode(inner, path))
+    if tagged is not None:
+        return _tag(*tagged)
     if isinstance(value, Mapping):
         return _encode_mapping(dict(value), path)
     for base in _SUBCLASSED:
@@ -170,6 +171,8 @@ def _encode_list(value: list[Any], path: str) -> Any:
         ):
             return _tag("range", [first, first + count])
         return value
+    if len(value) > 1 and len(kinds) == 1 and value[0].__class__.__module__ == "bson.objectid":
+        return _tag("objectids", codec_bson.encode_object_ids(value))
     return [_encode(each, f"{path}[{at}]") for at, each in enumerate(value)]
 
 
@@ -231,12 +234,6 @@ _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
 }
 
 
-def _object_id(text: str) -> Any:
-    from bson import ObjectId  # noqa: PLC0415 - only where MongoDB's ids are stored
-
-    return ObjectId(text)
-
-
 def _from_range(start: int, stop: int) -> list[int]:
     if stop - start > _LONGEST:
         raise DatatypeError(f"a range of {stop - start} numbers is more than was ever stored as one")
@@ -262,5 +259,5 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "complex": lambda value: complex(float(value[0]), float(value[1])),
     "ndarray": _from_npy,
     "numpy": lambda value: _from_npy(value)[()],
-    "objectid": _object_id,
+    **codec_bson.decoders(from_plain),
 }

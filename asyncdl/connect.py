@@ -153,6 +153,7 @@ class Connecting:
                 show=progress.show if progress.wanted(settings.progress) else None,
                 worker=settings.worker,
                 shard_rows=settings.job_shard_rows,
+                reconcile_every=settings.reconcile_every,
             )
             await db.open()
             db.closes(stack)

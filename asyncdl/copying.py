@@ -21,7 +21,7 @@ from asyncdl.errors import ConfigurationError
 from asyncdl.events.types import ComponentAdded, ReconcileRequested
 from asyncdl.intents import Intents
 from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
-from asyncdl.query import Query, load_query
+from asyncdl.query import load_query
 
 _PAGE = 1000
 
@@ -183,7 +183,7 @@ class _Copier:
             count += len(results)
         return count
 
-    async def _pages(self, query: Query, tables: Mapping[str, OutputTable], column: str) -> AsyncIterator[list[Row]]:
+    async def _pages(self, query: Any, tables: Mapping[str, OutputTable], column: str) -> AsyncIterator[list[Row]]:
         """Yield a query's rows in the order of their key: the key, then a column."""
         after: Row | None = None
         while True:

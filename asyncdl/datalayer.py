@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -31,6 +31,7 @@ from asyncdl.errors import (
 from asyncdl.events.bus import EventBus, Handler
 from asyncdl.events.log import EventLog
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
+from asyncdl.following import Follower
 from asyncdl.installer import Installed, Installer
 from asyncdl.intents import Intents
 from asyncdl.jobs.board import Jobs
@@ -43,7 +44,7 @@ from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import EventRecord, MetadataStore
 from asyncdl.prediction import Predictor
-from asyncdl.query import Cursor, Query, Write, table
+from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.supervisor import Supervisor
 from asyncdl.transaction import Transaction, transaction
 from asyncdl.writer import Writer
@@ -86,6 +87,7 @@ class Datalayer:
         show: Show | None = None,
         worker: bool = True,
         shard_rows: int = 100_000,
+        reconcile_every: float | None = None,
     ) -> None:
         self.databackend = databackend
         self.artifact_store = artifact_store
@@ -114,6 +116,7 @@ class Datalayer:
                 "runner": self._runner.run,
                 "schedules": Ticking(metadata, self._registry).run,
                 "recovery": self._recover,
+                "follower": Follower(stores, reconcile_every=reconcile_every).run,
             }
         self._supervisor = Supervisor(services)
         self._stack = AsyncExitStack()
@@ -209,20 +212,26 @@ class Datalayer:
     # rows
 
     def __getitem__(self, name: str) -> Query:
-        """Return a query for all rows of a table; it need not exist yet."""
-        return table(name)
+        """Return a query for all rows of a table; it need not exist yet.
+
+        It is in the databackend's language: on MongoDB a `MongoQuery`, which type checkers cannot know.
+        """
+        return cast("Query", table_in(self.databackend.language, name))
 
     @overload
     async def execute(self, query: Query) -> Cursor: ...
     @overload
-    async def execute(self, query: Write) -> Written: ...
-    async def execute(self, query: Query | Write) -> Cursor | Written:
+    async def execute(self, query: AnyWrite) -> Written: ...
+    @overload
+    async def execute(self, query: MongoQuery) -> Any: ...
+    async def execute(self, query: Query | MongoQuery | AnyWrite) -> Any:
         """Run a query.
 
         Returns
         -------
         Cursor
-            Of a reading query: an asynchronous iterator over rows as dicts, read from the database as it goes.
+            Of a reading query: an asynchronous iterator over rows as dicts, read from the database as it goes. Of a query of
+            MongoDB's that gives a document or a value (`find_one`, `count_documents`, `distinct`): that.
         Written
             Of an insert, upsert, update or delete: the ids of its rows, and a handle on the work that follows.
 
@@ -234,12 +243,24 @@ class Datalayer:
             The database refused the rows; nothing was written.
         """
         self._opened()
-        if isinstance(query, Write):
-            ids, events = await self._writer.write(query.request())
-            return Written(**_range(events), follow=self._follow, ids=ids)
-        if not isinstance(query, Query):
+        if isinstance(query, WRITES):
+            written, events = await self._writer.write(query.request())
+            return Written(
+                first=events[0].seq if events else 0,
+                last=events[-1].seq if events else 0,
+                follow=self._follow,
+                ids=written.ids,
+                document=written.document,
+                counts=written.counts,
+            )
+        if not isinstance(query, QUERIES):
             raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
         outputs = await self._registry.outputs_of(query)
+        if isinstance(query, MongoQuery):
+            documents = DocumentCursor(self.databackend.read(query, outputs))
+            if query.gives == "rows":
+                return documents
+            return await (documents.first() if query.gives == "row" else documents.value())
         schema = await self.databackend.check(query, outputs)
         return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
 

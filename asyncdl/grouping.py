@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from asyncdl.databackend.base import Key, WriteRequest
+from asyncdl.databackend.base import WriteRequest, Written
 from asyncdl.errors import ClosedError, StoreTimeoutError, StoreUnavailableError
 from asyncdl.metadata.base import EventRecord
 
-Result = tuple[list[Key], list[EventRecord]]
+Result = tuple[Written, list[EventRecord]]
 
 _ROWS = 1000
 """Rows that are written together at most."""
@@ -92,7 +92,7 @@ class GroupedInserts:
             return
         rows = [row for each in group for row in each.request.rows]
         try:
-            ids, events = await self._write(replace(group[0].request, rows=rows))
+            written, events = await self._write(replace(group[0].request, rows=rows))
         except (ClosedError, StoreUnavailableError, StoreTimeoutError) as error:
             for each in group:  # it may have been written: nothing is tried twice
                 _settle(each.done, error)
@@ -103,7 +103,7 @@ class GroupedInserts:
             at = 0
             for each in group:
                 end = at + len(each.request.rows)
-                _settle(each.done, (ids[at:end], events))
+                _settle(each.done, (Written(written.ids[at:end]), events))
                 at = end
 
     async def _write_one(self, waiting: _Waiting) -> None:

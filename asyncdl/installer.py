@@ -38,7 +38,7 @@ from asyncdl.metadata.base import (
     PutComponent,
     SetJobState,
 )
-from asyncdl.query import Query
+from asyncdl.query import QUERIES
 
 _ATTEMPTS = 20
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
@@ -176,11 +176,16 @@ class Installer:
             draft.changes.append(ComponentReady(**identity).change())
 
     async def _draft_table(self, component: Table, draft: _Draft) -> None:
-        declared = component.schema()
+        declared = self._databackend.as_made(component.schema())
         found = await self._databackend.schema(component.identifier)
-        if found is not None and (dict(found.columns), found.primary_key) != (
-            dict(declared.columns),
-            declared.primary_key,
+        if (
+            found is not None
+            and not found.open
+            and (dict(found.columns), found.primary_key)
+            != (
+                dict(declared.columns),
+                declared.primary_key,
+            )
         ):
             raise InvalidComponentError(
                 f"there is a table {component.identifier!r} already, with other columns: it has {_described(found)}, "
@@ -191,7 +196,7 @@ class Installer:
     async def _draft_listener(self, component: Listener, uuid: str, draft: _Draft) -> ListenerState:
         """Check a listener against the data; return what is known of it."""
         select = component.select
-        assert isinstance(select, Query)  # noqa: S101 - the listener's own check
+        assert isinstance(select, QUERIES)  # noqa: S101 - the listener's own check
         outputs = await self._registry.outputs_of(select, draft.listeners)
         root = select.root()
         unmade = draft.tables if draft.tables or draft.listeners else None
@@ -340,7 +345,7 @@ def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) 
             f"one row for each key; select has the columns {', '.join(schema.columns)}"
         )
     for column in component.columns:
-        if column not in schema.columns:
+        if column not in schema.columns and not schema.open:
             raise UnknownColumnError(
                 f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
             )

@@ -18,6 +18,7 @@ from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
 from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.mongo import MongoDataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.duckdb import DuckDBDatabase
@@ -210,6 +211,7 @@ _MONGODB = Kind(
     schemes=("mongodb", "mongodb+srv"),
     example="mongodb://localhost:27017/app",
     locate=_mongodb,
+    databackend=MongoDataBackend,
     metadata_store=MongoMetadataStore,
     artifact_store=GridFSArtifactStore,
 )

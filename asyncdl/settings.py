@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     )
     job_max_attempts: int = Field(3, ge=1, description="Attempts after which a job has failed for good.")
 
+    reconcile_every: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds between two reconcilings of outputs with rows; by default 300 on a standalone MongoDB, else none.",
+    )
+
     def __init__(self, **values: Any) -> None:
         try:
             super().__init__(**values)

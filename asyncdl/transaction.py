@@ -10,7 +10,7 @@ from asyncdl.databackend.base import Key
 from asyncdl.errors import ClosedError, ConfigurationError, QueryError
 from asyncdl.jobs.handle import Follow, Handle
 from asyncdl.metadata.base import Change, EventRecord
-from asyncdl.query import Write
+from asyncdl.query import WRITES, AnyWrite
 from asyncdl.writer import Writer
 
 
@@ -31,7 +31,7 @@ class Transaction:
         self._state = "open"
         self.handle: Handle | None = None
 
-    async def execute(self, query: Write) -> list[Key]:
+    async def execute(self, query: AnyWrite) -> list[Key]:
         """Write within the transaction; return the primary keys of the rows concerned.
 
         An error undoes the whole transaction, also if it is caught within the block. Some are raised as late as at its end: a
@@ -44,15 +44,15 @@ class Transaction:
         """
         if self._state != "open":
             raise ClosedError(f"this transaction is {self._state}")
-        if not isinstance(query, Write):
+        if not isinstance(query, WRITES):
             raise QueryError(f"a transaction takes writes, such as db['table'].insert(...), not {query!r}")
         try:
-            ids, changes = await self._writer.write_in(query.request(), self._inner)
+            written, changes = await self._writer.write_in(query.request(), self._inner)
         except BaseException:
             self._state = "undone: a write in it failed"
             raise
         self._changes += changes
-        return ids
+        return list(written.ids)
 
     async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as a handle's
         """Wait, after the block, until all work that follows has been done."""
@@ -83,7 +83,8 @@ async def transaction(writer: Writer, follow: Follow) -> AsyncIterator[Transacti
     if not stores.shared:
         raise ConfigurationError(
             f"rows are in {stores.databackend.url} and events in {stores.metadata.url}: a transaction over both needs them in "
-            "one SQL database; without `metadata_store`, SQLite, PostgreSQL and MySQL keep them together"
+            "one database that has transactions; without `metadata_store`, SQLite, PostgreSQL and MongoDB's replica sets keep "
+            "them together"
         )
     async with stores.databackend.transaction() as inner:
         tx = Transaction(writer, inner, follow)

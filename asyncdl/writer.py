@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
@@ -37,11 +37,11 @@ class Writer:
         self._intents = intents
         self._inserts = GroupedInserts(self._write)
 
-    async def write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
-        """Write; return the ids of the rows concerned, and the events: those of small inserts may tell of others' as well."""
+    async def write(self, request: Any) -> tuple[Written, list[EventRecord]]:
+        """Write; return what was done, and the events: those of small inserts may tell of others' as well."""
         # one that makes the table is by itself: the columns' types come from its rows alone
         if (
-            self._stores.databackend.language == "ibis"
+            isinstance(request, WriteRequest)
             and self._inserts.takes(request)
             and await self._stores.databackend.schema(request.table) is not None
         ):
@@ -52,39 +52,59 @@ class Writer:
         """Wait for writes under way whose callers have gone."""
         await self._inserts.aclose()
 
-    async def _write(self, request: WriteRequest) -> tuple[list[Key], list[EventRecord]]:
+    async def _write(self, request: Any) -> tuple[Written, list[EventRecord]]:
         outputs = await self._outputs(request)
         if self._stores.shared:
-            async with self._stores.databackend.transaction() as tx:
-                written = await self._stores.databackend.write(request, outputs, tx)
-                return written.ids, await self.commit_in(_changes(request, written), tx)
-        intent = await self._intents.announce(_WRITING, write=request.kind, table=request.table)
+            return await self._stores.databackend.retrying(lambda: self._together(request, outputs))
+        return await self._announced(request, outputs)
+
+    async def _together(self, request: Any, outputs: Mapping[str, OutputTable]) -> tuple[Written, list[EventRecord]]:
+        async with self._stores.databackend.transaction() as tx:
+            written = await self._stores.databackend.write(request, outputs, tx)
+            return written, await self._stores.metadata.commit(*_changes(request, written), joining=tx)
+
+    async def _announced(self, request: Any, outputs: Mapping[str, OutputTable]) -> tuple[Written, list[EventRecord]]:
+        databackend, metadata = self._stores.databackend, self._stores.metadata
+        request, ids = await databackend.prepare(request)
+        details = {"write": request.kind, "table": request.table, "ids": ids}
+        intent = await self._intents.announce(_WRITING, **details)
+
+        async def attempt() -> Written:
+            async with databackend.transaction() as tx:
+                return await databackend.write(request, outputs, tx)
+
         try:
             try:
-                async with self._stores.databackend.transaction() as tx:
-                    written = await self._stores.databackend.write(request, outputs, tx)
+                written = await databackend.retrying(attempt)
             except Exception:
-                await self._withdraw(intent)  # rolled back: there is nothing to tell
+                await self._failed(intent, details)
                 raise
             changes = _changes(request, written)
             try:
-                return written.ids, await self._stores.metadata.commit(*changes, intent)
+                return written, await metadata.commit(*changes, intent)
             except ConflictError:  # another process took us for dead; it has told of the write already
-                return written.ids, await self._stores.metadata.commit(*changes)
+                return written, await metadata.commit(*changes)
         finally:
             self._intents.settled(intent)
 
-    async def _outputs(self, request: WriteRequest) -> dict[str, OutputTable]:
+    async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any]) -> None:
+        """Settle the intent of a write that failed: rolled back, there is nothing to tell; else, what it may have done."""
+        told = [] if self._stores.databackend.atomic else _told(details)
+        with contextlib.suppress(ConflictError):
+            await self._stores.metadata.commit(intent, *told)
+
+    async def _outputs(self, request: Any) -> dict[str, OutputTable]:
         outputs: dict[str, OutputTable] = {}
-        for query in (request.where, *request.changes.values()):
-            if isinstance(query, Query):
-                outputs |= await self._stores.registry.outputs_of(query)
+        if isinstance(request, WriteRequest):
+            for query in (request.where, *request.changes.values()):
+                if isinstance(query, Query):
+                    outputs |= await self._stores.registry.outputs_of(query)
         return outputs
 
-    async def write_in(self, request: WriteRequest, tx: Any) -> tuple[list[Key], Sequence[Change]]:
-        """Write in a transaction that is under way; return the ids, and the events still to be committed with it."""
+    async def write_in(self, request: Any, tx: Any) -> tuple[Written, Sequence[Change]]:
+        """Write in a transaction that is under way; return what was done, and the events still to be committed with it."""
         written = await self._stores.databackend.write(request, await self._outputs(request), tx)
-        return written.ids, _changes(request, written)
+        return written, _changes(request, written)
 
     async def commit_in(self, changes: Sequence[Change], tx: Any) -> list[EventRecord]:
         """Commit a transaction together with the events about it."""
@@ -94,19 +114,27 @@ class Writer:
         """Have looked at what processes that died in the middle of a write may have written."""
         for record, details, alive in await self._intents.read(_WRITING):
             if not alive:
-                missing = details["write"] in {"insert", "delete"}  # of which rows and outputs themselves can tell
-                event: Event = ReconcileRequested() if missing else RecomputeRequested(table=details["table"])
                 with contextlib.suppress(ConflictError):  # another process was first
-                    await self._stores.metadata.commit(DeleteIntent(record.id), event.change())
-
-    async def _withdraw(self, intent: DeleteIntent) -> None:
-        with contextlib.suppress(ConflictError):
-            await self._stores.metadata.commit(intent)
+                    await self._stores.metadata.commit(DeleteIntent(record.id), *_told(details))
 
 
-def _changes(request: WriteRequest, written: Written) -> Sequence[Change]:
-    kind: Any = _EVENTS[request.kind]
+def _told(details: Mapping[str, Any]) -> Sequence[Change]:
+    """Return the events that have everything looked at that an announced write may have done."""
+    ids = details.get("ids")
+    if ids is not None:
+        return _events(RowsUpdated, details["table"], ids)
+    missing = details["write"] in {"insert", "delete"}  # of which rows and outputs themselves can tell
+    event: Event = ReconcileRequested() if missing else RecomputeRequested(table=details["table"])
+    return [event.change()]
+
+
+def _changes(request: Any, written: Written) -> Sequence[Change]:
+    done = [(request.kind, written.ids)] if written.done is None else written.done
+    return [change for kind, ids in done for change in _events(_EVENTS[kind], request.table, ids)]
+
+
+def _events(kind: Any, table: str, ids: Sequence[Key]) -> list[Change]:
     return [
-        kind(table=request.table, ids=written.ids[at : at + _IDS_IN_AN_EVENT]).change()
-        for at in range(0, len(written.ids), _IDS_IN_AN_EVENT)
+        kind(table=table, ids=list(ids[at : at + _IDS_IN_AN_EVENT])).change()
+        for at in range(0, len(ids), _IDS_IN_AN_EVENT)
     ]

@@ -89,3 +89,11 @@ def record(event: object) -> None:
 async def record_later(event: object) -> None:
     await asyncio.sleep(0)
     record(event)
+
+
+def upper_bytes(text: str) -> bytes:
+    return text.upper().encode()
+
+
+def lower_text(data: bytes) -> str:
+    return data.decode().lower()

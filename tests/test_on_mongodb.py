@@ -13,7 +13,7 @@ import pytest
 import asyncdl
 from asyncdl import Listener, Model, OutputsWritten
 from asyncdl.artifact_store.gridfs import GridFSArtifactStore
-from asyncdl.errors import ConfigurationError, MissingDependencyError, StoreUnavailableError, UnknownSchemeError
+from asyncdl.errors import ConfigurationError, MissingDependencyError, StoreUnavailableError
 from asyncdl.metadata.mongo import MongoMetadataStore
 from tests.conftest import rows_of
 from tests.mongodb import free_port
@@ -92,11 +92,6 @@ async def test_a_metadata_store_that_is_down_is_told_of_at_connect(tmp_path: Pat
         with pytest.raises(StoreUnavailableError, match=r"user:\*\*\*@") as caught:
             await asyncdl.connect(f"sqlite:///{tmp_path / 'app.db'}", **{role: uri})
         assert "secret" not in str(caught.value)
-
-
-def test_a_databackend_on_mongodb_is_still_to_come() -> None:
-    with pytest.raises(UnknownSchemeError, match="no databackend serves 'mongodb'"):
-        asyncdl.connect("mongodb://localhost/documents")
 
 
 @pytest.mark.parametrize("role", ["metadata_store", "artifact_store"])

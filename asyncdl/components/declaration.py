@@ -20,7 +20,7 @@ from asyncdl import codec
 from asyncdl.components.component import Component, component_type
 from asyncdl.components.fingerprint import fingerprint, reference_of
 from asyncdl.errors import DatatypeError, InvalidComponentError, UntrustedArtifactError
-from asyncdl.query import Query, dump_query, load_query
+from asyncdl.query import QUERIES, dump_query, load_query
 
 
 @dataclass(slots=True)
@@ -77,9 +77,9 @@ def declare(component: Component, children: Mapping[tuple[str, str], str]) -> De
 def _encode(value: Any) -> Any:
     if isinstance(value, Component):
         return {"$": "component", "v": [value.type_id, value.identifier]}
-    if isinstance(value, Query):
+    if isinstance(value, QUERIES):
         return {"$": "query", "v": dump_query(value).decode()}
-    if isinstance(value, (list, tuple)) and any(isinstance(each, (Component, Query)) for each in value):
+    if isinstance(value, (list, tuple)) and any(isinstance(each, (Component, *QUERIES)) for each in value):
         return {"$": "list", "v": [_encode(each) for each in value]}
     if isinstance(value, Mapping):
         return {"$": "mapping", "v": {str(key): _encode(each) for key, each in value.items()}}

@@ -10,7 +10,7 @@ from asyncdl.components.component import Component
 from asyncdl.components.model import Key, Model, columns_of
 from asyncdl.databackend.base import ReadQuery
 from asyncdl.errors import InvalidComponentError
-from asyncdl.query import Query
+from asyncdl.query import QUERIES, MongoQuery
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,9 @@ class Listener(Component):
         """Raise `InvalidComponentError` when model, key and select do not fit together."""
         if not isinstance(self.model, Model):
             raise InvalidComponentError(f"{self}: model is {self.model!r}; it must be a Model")
-        if not isinstance(self.select, Query):
+        if not isinstance(self.select, QUERIES) or (
+            isinstance(self.select, MongoQuery) and self.select.gives != "rows"
+        ):
             raise InvalidComponentError(f"{self}: select is {self.select!r}; it must be a query, such as db['table']")
         _check_key(self, self.key)
         self.model.check_key(self.key)

@@ -21,7 +21,7 @@ from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, QueryError, UntrustedArtifactError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
-from asyncdl.query import Query, output_roots
+from asyncdl.query import AnyQuery, output_roots
 
 Identity = tuple[str, str]
 """A component's type and identifier."""
@@ -221,7 +221,7 @@ class Registry:
         ]
 
     async def outputs_of(
-        self, query: Query, known: Mapping[str, ListenerState] | None = None
+        self, query: AnyQuery, known: Mapping[str, ListenerState] | None = None
     ) -> dict[str, OutputTable]:
         """Return the output tables that a query reads.
 

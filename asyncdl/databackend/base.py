@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from asyncdl.datatypes import Datatypes
 
+T = TypeVar("T")
+
 Key = Any
-"""A row's primary key: a scalar, or a tuple of them where the key is composite."""
+"""A row's primary key: a scalar, a tuple of them where the key is composite, or on MongoDB a `DocumentKey`."""
+
+
+class DocumentKey(dict[str, Any]):
+    """A document as a key: it can be hashed, and equal are those whose fields have the same order, too."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(list(self.items())))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def as_key(value: Any) -> Key:
+    """Return a key that was read from JSON as one that can be hashed."""
+    if type(value) is list:
+        return tuple(value)
+    return DocumentKey(value) if type(value) is dict else value
+
 
 Row = tuple[Any, ...]
 
 MISSING_KEY = "id"
 """The primary key column of a table that asyncdl makes and that was given no other."""
+
+
+ANY = "any"
+"""The datatype of a column that may hold anything: no datatype of values, and none that a table is made with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +59,14 @@ class TableSchema:
         Column name to datatype (`asyncdl.datatypes`: ``"int64"``, ``"string"``, ``"vector(float32, 384)"``, ...).
     primary_key
         The columns that identify a row; empty: rows cannot be identified, so listeners cannot be installed.
+    open
+        Whether rows may have other columns, too: what is not among ``columns`` need not be wrong.
     """
 
     name: str
     columns: Mapping[str, str]
     primary_key: tuple[str, ...]
+    open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +215,49 @@ class Written:
 
     ``created`` is the schema of the table if this write made it. An upsert's ids are divided into those ``inserted`` and
     the rest, as far as the backend can tell; otherwise all are in ``ids`` alone.
+
+    ``done`` divides the ids by what was done to them, in order, where one write does several things. ``document`` and
+    ``counts`` are what else the backend's own language returns.
     """
 
     ids: list[Key]
     created: TableSchema | None = None
+    done: Sequence[tuple[WriteKind, list[Key]]] | None = None
+    document: Any = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RowChanges:
+    """What other programs changed.
+
+    Parameters
+    ----------
+    token
+        From where to go on after it.
+    rows
+        Table, what was done, and the keys, in order.
+    tables
+        Tables that went, or came, as a whole.
+    lost
+        Whether more was changed, and what is not known any more.
+    """
+
+    token: str
+    rows: Sequence[tuple[str, Literal["insert", "update", "delete"], Sequence[Key]]] = ()
+    tables: Sequence[str] = ()
+    lost: bool = False
+
+
+@runtime_checkable
+class Following(Protocol):
+    """The ability of a databackend to tell what other programs change; what asyncdl writes itself is not among it."""
+
+    def why_no_changes(self) -> str | None:
+        """Return why this one cannot tell, None if it can."""
+
+    def changes(self, since: str | None) -> AsyncIterator[RowChanges]:
+        """Yield changes from a token on (None: from now), and every second or so an empty one with a newer token."""
 
 
 class Transaction(Protocol):
@@ -212,6 +281,11 @@ class DataBackend(ABC):
     datatypes: Datatypes
     """The datatypes that it can store; a `Datatype` component that is installed is registered here."""
 
+    @property
+    def atomic(self) -> bool:
+        """Whether a transaction that fails leaves nothing of what was written in it."""
+        return True
+
     @abstractmethod
     async def open(self) -> None:
         """Connect."""
@@ -223,6 +297,21 @@ class DataBackend(ABC):
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """Begin a transaction; at the end of the block it is committed, by an exception rolled back."""
+
+    async def retrying(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Run what makes a transaction, from its beginning to its end; again, where the database undid it for another's sake."""
+        return await attempt()
+
+    def as_made(self, schema: TableSchema) -> TableSchema:
+        """Return a declared table as `create_table` would make it; raises where it cannot."""
+        return schema
+
+    async def prepare(self, request: Any) -> tuple[Any, list[Key] | None]:
+        """Return a write as it will be made, and the ids of the rows that it may concern, None where those are not known.
+
+        Asked before a write that is announced, where rows and events are not one commit.
+        """
+        return request, None
 
     # tables
 
@@ -267,12 +356,15 @@ class DataBackend(ABC):
     ) -> AsyncIterator[tuple[tuple[str, ...], list[Row]]]:
         """Run a query and yield its column names with at most ``size`` rows at a time, at least once (perhaps empty).
 
-        Values are Python's own, exactly as they were written. A query that is a scalar has one column and row.
+        Values are Python's own, exactly as they were written. A query that is a scalar has one column and row. Documents,
+        which have no columns in common, are yielded as they are, without column names.
         """
 
     @abstractmethod
-    async def write(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: Any) -> Written:
-        """Insert, upsert, update or delete; a table that is missing is made from the rows.
+    async def write(self, request: Any, outputs: Mapping[str, OutputTable], tx: Any) -> Written:
+        """Insert, upsert, update or delete, as a `WriteRequest` says; a table that is missing is made from the rows.
+
+        A backend with another language than ibis has requests of its own, with a ``kind`` and a ``table``.
 
         Rows without a primary key get one (time-ordered UUIDs in a table that asyncdl made).
 

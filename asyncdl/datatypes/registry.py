@@ -78,7 +78,7 @@ class Datatypes:
         if parsed.kind == "ndarray":
             return _encode_array
         if parsed.kind == "image":
-            return _encode_image
+            return encode_image
         if parsed.kind == "pickle":
             return self._encode_pickle
         return self._registered_encoder(parsed)
@@ -89,7 +89,7 @@ class Datatypes:
         if parsed.kind == "ndarray":
             return _decode_array
         if parsed.kind == "image":
-            return _decode_image
+            return decode_image
         if parsed.kind == "pickle":
             return self._decode_pickle
         return self._registered_decoder(parsed)
@@ -210,7 +210,8 @@ def _pillow() -> Any:
     return Image
 
 
-def _encode_image(value: Any) -> bytes:
+def encode_image(value: Any) -> bytes:
+    """Return an image as PNG, or as TIFF where PNG would not keep it; raises `DatatypeError`."""
     if not isinstance(value, _pillow().Image):
         raise refuse("image", value)
     buffer = io.BytesIO()
@@ -221,7 +222,8 @@ def _encode_image(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_image(data: bytes) -> Any:
+def decode_image(data: bytes) -> Any:
+    """Return the image that `encode_image` was given."""
     image = _pillow().open(io.BytesIO(data))
     image.load()
     return image

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
 from asyncdl.drivers.mongo_errors import labelled, translated
+from asyncdl.drivers.mongo_values import codec_options
 from asyncdl.errors import (
     ClosedError,
     StoreError,
@@ -113,6 +114,11 @@ class MongoDatabase:
         self._client: Any = None
         self._majority: Any = None  # the database, read and written by majority
         self._local: Any = None  # the same, written without waiting for the other replicas
+        self._documents: Any = None  # the same as the first, with the values of the user's documents
+        self.turn = asyncio.Lock()
+        """Held by a transaction that begins at the gate: two at once would only meet there."""
+        self.gate: tuple[str, str] | None = None
+        """The collection and key of the document that every commit of the metadata store writes, if one is here."""
         self._sessions: deque[Any] = deque()
         self._openers = 0
         self._opening = asyncio.Lock()
@@ -164,6 +170,8 @@ class MongoDatabase:
             concern = {"read_concern": ReadConcern("local"), "write_concern": WriteConcern(w=1, j=True)}
         self._majority = self._client.get_database(self.name, **here, **concern)
         self._local = self._client.get_database(self.name, **here, write_concern=WriteConcern(w=1))
+        values = codec_options(self._client)
+        self._documents = self._client.get_database(self.name, codec_options=values, **here, **concern)
 
     async def aclose(self) -> None:
         """Close every connection once the last opener has closed."""
@@ -181,7 +189,7 @@ class MongoDatabase:
 
     def _forget(self) -> None:
         self._sessions.clear()
-        client, self._client, self._majority, self._local = self._client, None, None, None
+        client, self._client, self._majority, self._local, self._documents = self._client, None, None, None, None
         if client is not None:
             client.close()
 
@@ -190,6 +198,23 @@ class MongoDatabase:
         if database is None:
             raise ClosedError(f"{self.url} is not open")
         return database[name]
+
+    def documents(self, collection: str) -> Any:
+        """Return the driver's own collection, for documents of the user's: for the modules of this room alone."""
+        if self._documents is None:
+            raise ClosedError(f"{self.url} is not open")
+        return self._documents[collection]
+
+    def new_session(self) -> Awaitable[Any]:
+        """Return a new session of the driver's, to be awaited, and ended."""
+        if self._client is None:
+            raise ClosedError(f"{self.url} is not open")
+        started: Awaitable[Any] = self._client.start_session()
+        return started
+
+    async def call(self, call: Callable[[], Awaitable[T]], *, to_the_end: bool) -> T:
+        """Make a call of the driver's, its errors being asyncdl's; ``to_the_end``: also when cancelled."""
+        return await self._call(call, to_the_end=to_the_end)
 
     async def _call(self, call: Callable[[], Awaitable[T]], *, to_the_end: bool) -> T:
         with translated(self.url):
@@ -391,6 +416,12 @@ class MongoDatabase:
                 await self._call(lambda: self._client.admin.command("killSessions", sessions), to_the_end=False)
 
     async def _attempt(self, body: Callable[[MongoTransaction], Awaitable[T]], begun: float) -> T:
+        async with self.transaction(begun) as tx:
+            return await body(tx)
+
+    @asynccontextmanager
+    async def transaction(self, begun: float | None = None) -> AsyncIterator[MongoTransaction]:
+        """Begin a transaction; it is committed at the end of the block, and tried again by nobody."""
         from pymongo import ReadPreference, WriteConcern  # noqa: PLC0415 - the driver is imported when it is used
         from pymongo.read_concern import ReadConcern  # noqa: PLC0415 - the same
 
@@ -401,13 +432,12 @@ class MongoDatabase:
                 read_preference=ReadPreference.PRIMARY,
             )
             try:
-                result = await body(MongoTransaction(session))
+                yield MongoTransaction(session)
             except BaseException:
                 with suppress(Exception):  # the server ends what nobody commits
                     await finished(session.abort_transaction())
                 raise
-            await self._commit(session, begun)
-            return result
+            await self._commit(session, time.monotonic() if begun is None else begun)
 
     async def _commit(self, session: Any, begun: float) -> None:
         while True:

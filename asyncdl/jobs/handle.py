@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncdl.components.component import Component
 from asyncdl.databackend.base import Key
@@ -160,9 +160,15 @@ class Written(Handle):
     ----------
     ids
         The primary keys of the rows that were inserted, changed or deleted (tuples, where the key is composite).
+    document
+        On MongoDB, what ``find_one_and_update`` and its kin return.
+    counts
+        On MongoDB, what else the driver tells: ``matched_count``, ``upserted_ids``, ...
     """
 
     ids: list[Key]
+    document: Any = None
+    counts: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

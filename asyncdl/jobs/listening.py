@@ -22,7 +22,7 @@ from asyncdl.components.listener import Listener
 from asyncdl.components.model import signature_of
 from asyncdl.components.registry import ListenerState, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
-from asyncdl.databackend.base import Key, Outputs, OutputTable
+from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
@@ -88,7 +88,7 @@ class ListenerWork(Work):
         elif self._job.kind == REFRESH:
             self._total = len(self._arguments["ids"])
             await self._process(
-                self._reader.refresh([_key(each) for each in self._arguments["ids"]], self._arguments["since"])
+                self._reader.refresh([as_key(each) for each in self._arguments["ids"]], self._arguments["since"])
             )
 
     async def conclude(self) -> Conclusion:
@@ -390,21 +390,24 @@ class ListenerWork(Work):
         if self._output.datatype is None:
             return
         advance = AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
-        async with stores.databackend.transaction() as tx:
-            gone = await stores.databackend.sweep(self._select, self._outputs, self._output, ids=ids, tx=tx)
-            event = OutputsWritten(identifier=self._listener.identifier, uuid=self._record.uuid, ids=gone)
-            changes = [advance, event.change(self._job.first, self._job.last)] if gone else [advance]
-            if stores.shared:
-                await stores.metadata.commit(*changes, joining=tx)
+
+        async def attempt() -> list[Change]:
+            async with stores.databackend.transaction() as tx:
+                gone = await stores.databackend.sweep(self._select, self._outputs, self._output, ids=ids, tx=tx)
+                event = OutputsWritten(identifier=self._listener.identifier, uuid=self._record.uuid, ids=gone)
+                changes: list[Change] = [advance]
+                if gone:
+                    changes.append(event.change(self._job.first, self._job.last))
+                if stores.shared:
+                    await stores.metadata.commit(*changes, joining=tx)
+            return changes
+
+        changes = await stores.databackend.retrying(attempt)
         if not stores.shared:
             await stores.metadata.commit(*changes)
 
     async def _advance(self, stage: str) -> None:
         await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
-
-
-def _key(value: Any) -> Key:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _error(error: BaseException) -> str:

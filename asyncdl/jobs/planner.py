@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import Any
 
-from asyncdl.databackend.base import Key
+from asyncdl.databackend.base import Key, as_key
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
@@ -253,12 +253,8 @@ def merge(plans: Iterable[Plan]) -> list[Plan]:
     for (kind, target, _), group in merged.items():
         since = max(each.since for each in group)
         first, last = min(each.first for each in group), max(each.last for each in group)
-        ids = list(dict.fromkeys(_hashable(key) for each in group for key in each.ids))
+        ids = list(dict.fromkeys(as_key(key) for each in group for key in each.ids))
         for at in range(0, max(len(ids), 1), _IDS_IN_A_JOB):
             chunk = tuple(ids[at : at + _IDS_IN_A_JOB])
             jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments, group[0].failed))
     return jobs
-
-
-def _hashable(key: Key) -> Key:
-    return tuple(key) if isinstance(key, list) else key

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, Sort
+from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import ClosedError, ConfigurationError, DuplicateKeyError, StoreError
 from asyncdl.metadata import base
 from asyncdl.metadata.base import (
@@ -82,6 +83,7 @@ class MongoMetadataStore(MetadataStore):
             standalone = ChangeSetCommits(self.database)
             await standalone.open()
             self._commits = TransactionCommits(self.database) if self.database.transactional else standalone
+            self.database.gate = (STORE, LOG) if self.database.transactional else None
             self._notice(await self._commits.log())
         except BaseException:
             await self.database.aclose()
@@ -133,19 +135,22 @@ class MongoMetadataStore(MetadataStore):
             raise ClosedError(f"the metadata store {self.url} is not open")
 
     def joins(self, databackend: Any) -> bool:
-        """Return False: no databackend's transactions are joined."""
-        return False
+        """Return whether a databackend is in this database, on this connection, and the server has transactions."""
+        return getattr(databackend, "database", None) is self.database and self.database.transactional
 
     # writing
 
     async def commit(self, *changes: Change, joining: Any = None) -> list[EventRecord]:
         """Apply changes, all or none, and return the events among them."""
         self._check()
-        if joining is not None:
-            raise TypeError("a MongoDB metadata store joins no transaction")
-        if not changes:
-            return []
-        committed = await self._commits.commit(changes)
+        if joining is None:
+            if not changes:
+                return []
+            committed = await self._commits.commit(changes)
+        elif isinstance(joining, MongoUnit) and isinstance(self._commits, TransactionCommits):
+            committed = await self._commits.join(joining, changes)
+        else:
+            raise TypeError("a MongoDB metadata store joins the transactions of its own database, on a replica set")
         self._notice(committed.log)
         return committed.events
 

@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, finished
+from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import AsyncDLError, ConstraintError
 from asyncdl.metadata.base import AppendEvent, Change, EventRecord
 from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
@@ -227,13 +228,39 @@ class TransactionCommits(Commits):
 
     async def _make(self, group: Sequence[Changes]) -> list[Outcome]:
         """Commit in one transaction."""
+        body = self._body(group)
+
+        async def attempt(tx: MongoTransaction) -> list[Outcome]:
+            return await body(tx, _nothing)
+
+        async with self._database.turn:
+            try:
+                return await self._database.transact(attempt)
+            except _NothingHeldError as nothing:
+                return nothing.outcomes
+
+    async def join(self, unit: MongoUnit, changes: Changes) -> Committed:
+        """Apply changes in the transaction of a databackend, which is committed."""
+        try:
+            [outcome] = await unit.commit(self._body([changes]))
+        except _NothingHeldError as nothing:
+            [outcome] = nothing.outcomes
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _body(
+        self, group: Sequence[Changes]
+    ) -> Callable[[MongoTransaction, Callable[[], Awaitable[None]]], Awaitable[list[Outcome]]]:
+        """Return what applies a group in a transaction, after other work in it."""
         everything = list(chain.from_iterable(group))
         appended = sum(isinstance(each, AppendEvent) for each in everything)
         counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(everything)}
 
-        async def body(tx: MongoTransaction) -> list[Outcome]:
+        async def body(tx: MongoTransaction, work: Callable[[], Awaitable[None]]) -> list[Outcome]:
             log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
             assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
+            await work()
             planned, outcomes = await self.planned(group, log["seq"] - appended, tx)
             if all(isinstance(each, Exception) for each in outcomes):
                 raise _NothingHeldError(with_log(outcomes, log))
@@ -249,10 +276,7 @@ class TransactionCommits(Commits):
                 await self._database.write(collection(name), those, tx=tx)
             return with_log(outcomes, log)
 
-        try:
-            return await self._database.transact(body)
-        except _NothingHeldError as nothing:
-            return nothing.outcomes
+        return body
 
     async def settle(self) -> None:
         """Do nothing: a transaction is visible when it is committed."""
@@ -260,6 +284,10 @@ class TransactionCommits(Commits):
     async def snapshot(self, read: Callable[[MongoTransaction | None], Awaitable[set[T]]]) -> set[T]:
         """Return what several reads of one transaction find."""
         return await self._database.transact(read)
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _write(effect: Effect) -> Write:

@@ -1,8 +1,28 @@
 """What users ask: queries as data, writes, and the cursors that read results."""
 
 from asyncdl.query.functions import fn
-from asyncdl.query.recorder import Query, dump_query, load_query, output_roots, table
-from asyncdl.query.results import Cursor
+from asyncdl.query.languages import QUERIES, WRITES, AnyQuery, AnyWrite, dump_query, load_query, output_roots, table_in
+from asyncdl.query.mongo import MongoQuery
+from asyncdl.query.mongo_writes import MongoWrite
+from asyncdl.query.recorder import Query, table
+from asyncdl.query.results import Cursor, DocumentCursor
 from asyncdl.query.writes import Write
 
-__all__ = ["Cursor", "Query", "Write", "dump_query", "fn", "load_query", "output_roots", "table"]
+__all__ = [
+    "QUERIES",
+    "WRITES",
+    "AnyQuery",
+    "AnyWrite",
+    "Cursor",
+    "DocumentCursor",
+    "MongoQuery",
+    "MongoWrite",
+    "Query",
+    "Write",
+    "dump_query",
+    "fn",
+    "load_query",
+    "output_roots",
+    "table",
+    "table_in",
+]

@@ -64,7 +64,7 @@ class Cursor:
 
     async def to_list(self) -> list[dict[str, Any]]:
         """Return all rows."""
-        return [dict(zip(self._columns, row, strict=True)) for row in await self._collect()]
+        return [self._shown(row) for row in await self._collect()]
 
     async def first(self) -> dict[str, Any] | None:
         """Return the first row, None if there is none, and close the cursor."""
@@ -73,7 +73,7 @@ class Cursor:
             row = await self._next()
         finally:
             await self.aclose()
-        return None if row is None else dict(zip(self._columns, row, strict=True))
+        return None if row is None else self._shown(row)
 
     async def scalar(self) -> Any:
         """Return the only value of the only row, and close the cursor.
@@ -129,6 +129,9 @@ class Cursor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _shown(self, row: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(self._columns, row, strict=True))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "being read" if self._read else "unread"
@@ -193,7 +196,37 @@ class _Rows(AsyncIterator[dict[str, Any]]):
         row = await self._cursor._next()
         if row is None:
             raise StopAsyncIteration
-        return dict(zip(self._cursor._columns, row, strict=True))
+        return self._cursor._shown(row)
+
+
+class DocumentCursor(Cursor):
+    """The documents of an executed query, read once: as a `Cursor`, but that each has keys of its own."""
+
+    __slots__ = ()
+
+    def _shown(self, row: Any) -> dict[str, Any]:
+        return row  # type: ignore[no-any-return]
+
+    async def value(self) -> Any:
+        """Return the only value of a query that gives one."""
+        ((value,),) = await self._collect()
+        return value
+
+    async def to_pandas(self) -> pandas.DataFrame:
+        """Return all documents as a DataFrame, with a column for each key that one of them has."""
+        columns, rows = _table_of(await self._collect())
+        return await asyncio.to_thread(to_pandas, columns, rows)
+
+    async def to_arrow(self) -> pyarrow.Table:
+        """Return all documents as an Arrow table, with a column for each key that one of them has; ObjectIds as texts."""
+        columns, rows = _table_of(await self._collect())
+        rows = [tuple(str(each) if type(each).__name__ == "ObjectId" else each for each in row) for row in rows]
+        return await asyncio.to_thread(to_arrow, columns, rows)
+
+
+def _table_of(documents: Sequence[Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    columns = list(dict.fromkeys(name for each in documents for name in each))
+    return columns, [tuple(each.get(name) for name in columns) for each in documents]
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:

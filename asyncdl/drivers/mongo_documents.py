@@ -1,0 +1,249 @@
+"""Reading and writing the user's documents: the driver's calls, with asyncdl's errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction
+from asyncdl.drivers.mongo_errors import translated
+from asyncdl.errors import AsyncDLError, ClosedError, DatatypeError, QueryError, StoreError
+
+_NO_QUERY = {2, 9, 14, 40, 51, 52, 54, 55, 56, 66, 168, 15958, 15959, 16020, 16410, 17276, 28667, 40228, 40323, 40324}
+"""Codes by which the server refuses what a query says; from 10,000 on are those of single operators."""
+_LARGEST = 15 * 2**20
+_DUPLICATES = {11000, 11001}
+_NOT_THE_QUERY = {10107, 11600, 11602, 13435, 13436, 10334, 17280, 17419, 17420, 10058}
+
+
+def new_id() -> Any:
+    """Return a new ObjectId: unique, and ordered by the second."""
+    from bson import ObjectId  # noqa: PLC0415 - the driver is imported when it is used
+
+    return ObjectId()
+
+
+@contextmanager
+def asked(what: str) -> Iterator[None]:
+    """Raise `QueryError` for a query that the server refuses, `DatatypeError` for a value that BSON has not."""
+    try:
+        yield
+    except StoreError as error:
+        cause = error.__cause__
+        code = getattr(cause, "code", None)
+        if isinstance(cause, (OverflowError, UnicodeEncodeError)) or type(cause).__name__ == "InvalidDocument":
+            raise DatatypeError(f"MongoDB cannot store a value in {what}: {_plainly(cause)}") from error
+        if isinstance(code, int) and code not in _DUPLICATES and (code in _NO_QUERY or _of_an_operator(code)):
+            raise QueryError(f"{error}, in {what}") from error
+        raise
+    except (TypeError, ValueError, AttributeError) as error:  # the driver's, for arguments of the wrong form
+        if isinstance(error, AsyncDLError):
+            raise
+        raise QueryError(f"{error}, in {what}") from error
+
+
+def _plainly(cause: BaseException | None) -> str:
+    if isinstance(cause, UnicodeEncodeError):
+        return f"a text holds a lone surrogate, which is no Unicode character: {cause}"
+    return str(cause)[:500]
+
+
+def _of_an_operator(code: int) -> bool:
+    return code >= 10_000 and code not in _NOT_THE_QUERY
+
+
+class MongoDocuments:
+    """The user's collections of one database."""
+
+    def __init__(self, database: MongoDatabase) -> None:
+        self.database = database
+
+    # collections
+
+    async def names(self) -> list[str]:
+        """Return the names of all collections and views."""
+        found = self.database.documents("any").database
+        names: list[str] = await self.database.call(found.list_collection_names, to_the_end=False)
+        return sorted(name for name in names if not name.startswith("system."))
+
+    async def create(self, name: str, *indexes: Sequence[tuple[str, int]]) -> None:
+        """Create a collection and its indexes where they are missing."""
+        await self.database.create(name, *indexes)
+
+    async def drop(self, name: str) -> None:
+        """Drop a collection, if there is one."""
+        found = self.database.documents(name)
+        await self.database.call(found.drop, to_the_end=True)
+
+    # reading
+
+    async def find_one(
+        self,
+        name: str,
+        where: Mapping[str, Any],
+        fields: Any = None,
+        *,
+        tx: MongoTransaction | None = None,
+        **options: Any,
+    ) -> Document | None:
+        """Return the first document that matches."""
+        found = self.database.documents(name)
+        with asked(f"find_one on {name!r}"):
+            return await self.database.call(
+                lambda: found.find_one(where, fields, **_session(tx), **options), to_the_end=tx is not None
+            )
+
+    async def find(
+        self,
+        name: str,
+        where: Mapping[str, Any],
+        fields: Any = None,
+        *,
+        tx: MongoTransaction | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """Return the documents that match."""
+        found = self.database.documents(name)
+        limit = options.get("limit") or 0
+        options.setdefault("batch_size", limit + 1 if 0 < limit < 100_000 else 10_000)
+        with asked(f"find on {name!r}"):
+            return await self.database.call(
+                lambda: found.find(where, fields, **_session(tx), **options).to_list(None), to_the_end=tx is not None
+            )
+
+    async def aggregate(
+        self,
+        name: str,
+        pipeline: Sequence[Mapping[str, Any]],
+        *,
+        tx: MongoTransaction | None = None,
+        **options: Any,
+    ) -> list[Document]:
+        """Return what a pipeline gives."""
+        found = self.database.documents(name)
+        options = {"batchSize": 10_000, "allowDiskUse": True, **options}
+        with asked(f"aggregate on {name!r}"):
+            return await self.database.call(
+                lambda: found.aggregate(list(pipeline), **_session(tx), **options).to_list(None),
+                to_the_end=tx is not None,
+            )
+
+    async def pages(
+        self, name: str, method: str, args: Sequence[Any], options: Mapping[str, Any], size: int
+    ) -> AsyncGenerator[list[Document], None]:
+        """Yield what ``find`` or ``aggregate`` gives in lists of at most ``size``, holding only one of them."""
+        found, what = self.database.documents(name), f"{method} on {name!r}"
+        with asked(what):
+            if method == "find":
+                cursor = found.find(*args, **{"batch_size": size, **options})
+            else:
+                cursor = found.aggregate(*args, **{"batchSize": size, "allowDiskUse": True, **options})
+        alive = True
+        try:
+            while alive:
+                with asked(what):
+                    page = await self.database.call(lambda: cursor.to_list(size), to_the_end=True)
+                alive = bool(page) and cursor.alive
+                if page:
+                    yield page
+        finally:
+            if alive:
+                with suppress(StoreError, ClosedError):
+                    await self.database.call(cursor.close, to_the_end=True)
+
+    async def value(self, name: str, method: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        """Return what ``count_documents``, ``estimated_document_count`` or ``distinct`` gives."""
+        call = getattr(self.database.documents(name), method)
+        with asked(f"{method} on {name!r}"):
+            return await self.database.call(lambda: call(*args, **options), to_the_end=False)
+
+    # writing
+
+    async def insert(self, name: str, documents: Sequence[Mapping[str, Any]], tx: MongoTransaction | None) -> None:
+        """Insert documents, in order; they have their ids."""
+        found = self.database.documents(name)
+        with asked(f"insert on {name!r}"):
+            await self.database.call(
+                lambda: found.insert_many(documents, ordered=True, **_session(tx)), to_the_end=True
+            )
+
+    async def write(
+        self, name: str, method: str, args: Sequence[Any], options: Mapping[str, Any], tx: MongoTransaction | None
+    ) -> Any:
+        """Make one write, and return what the driver does."""
+        call = getattr(self.database.documents(name), method)
+        with asked(f"{method} on {name!r}"):
+            return await self.database.call(lambda: call(*args, **_session(tx), **options), to_the_end=True)
+
+    async def put(
+        self,
+        name: str,
+        new: Sequence[Mapping[str, Any]],
+        replaced: Sequence[Mapping[str, Any]],
+        tx: MongoTransaction | None,
+    ) -> None:
+        """Insert and replace documents, each known by its id."""
+        import pymongo  # noqa: PLC0415 - the driver is imported when it is used
+
+        found = self.database.documents(name)
+        with asked(f"outputs in {name!r}"):
+            if new:
+                await self.database.call(lambda: found.insert_many(new, ordered=True, **_session(tx)), to_the_end=True)
+            if replaced:
+                requests = [pymongo.ReplaceOne({"_id": each["_id"]}, each) for each in replaced]
+                await self.database.call(
+                    lambda: found.bulk_write(requests, ordered=False, **_session(tx)), to_the_end=True
+                )
+
+    async def put_newer(self, name: str, documents: Sequence[Mapping[str, Any]], stamp: str) -> None:
+        """Insert documents, or replace those of their ids whose stamp is not larger: each at once, by itself."""
+        import pymongo  # noqa: PLC0415 - the driver is imported when it is used
+
+        found = self.database.documents(name)
+        requests = [
+            pymongo.UpdateOne(
+                {"_id": each["_id"]},
+                [{"$replaceWith": {"$cond": [{"$gt": [f"${stamp}", each[stamp]]}, "$$ROOT", {"$literal": each}]}}],
+                upsert=True,
+            )
+            for each in documents
+        ]
+        with asked(f"outputs in {name!r}"):
+            await self.database.call(lambda: found.bulk_write(requests, ordered=False), to_the_end=True)
+
+    async def put_declared(self, name: str, document: Mapping[str, Any], tx: MongoTransaction | None) -> None:
+        """Insert a document, or replace the one of its id."""
+        found = self.database.documents(name)
+        await self.database.call(
+            lambda: found.replace_one({"_id": document["_id"]}, document, upsert=True, **_session(tx)), to_the_end=True
+        )
+
+    def check(self, document: Mapping[str, Any]) -> None:
+        """Raise `DatatypeError` for a document that cannot be stored."""
+        import bson  # noqa: PLC0415 - the driver is imported when it is used
+
+        options = self.database.documents("any").codec_options
+        with asked("a value"), translated(self.database.url):
+            size = len(bson.encode(document, codec_options=options))
+        if size > _LARGEST:
+            raise DatatypeError(f"a value of {size:,} bytes is too large: MongoDB's documents hold 16 MiB")
+
+    async def explain(self, name: str, pipeline: Sequence[Mapping[str, Any]]) -> None:
+        """Have the server plan a pipeline without running it; raises `QueryError`."""
+        found = self.database.documents(name).database
+        command = {"aggregate": name, "pipeline": list(pipeline), "cursor": {}}
+        with asked(f"a query on {name!r}"):
+            await self.database.call(
+                lambda: found.command("explain", command, verbosity="queryPlanner"), to_the_end=False
+            )
+
+    async def delete(self, name: str, where: Mapping[str, Any], tx: MongoTransaction | None) -> int:
+        """Delete the documents that match, and return how many there were."""
+        found = self.database.documents(name)
+        result: Any = await self.database.call(lambda: found.delete_many(where, **_session(tx)), to_the_end=True)
+        return int(result.deleted_count)
+
+
+def _session(tx: MongoTransaction | None) -> dict[str, Any]:
+    return {} if tx is None else {"session": tx.session}
