@@ -26,6 +26,18 @@ def _postgresql(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
     yield request.getfixturevalue("postgresql").url(folder)
 
 
+def _mysql(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    yield request.getfixturevalue("mysql").url(folder)
+
+
+def _duckdb(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    yield f"duckdb:///{folder / 'app.duckdb'}"
+
+
+def _frames(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    yield f"frames://{folder / 'frames'}"
+
+
 def _mongodb(fixture: str) -> Callable[[pytest.FixtureRequest, Path], Iterator[str]]:
     def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
         server, name = request.getfixturevalue(fixture), f"test_{uuid4().hex[:20]}"
@@ -39,13 +51,18 @@ def _mongodb(fixture: str) -> Callable[[pytest.FixtureRequest, Path], Iterator[s
 PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], Iterator[str]]] = {
     "sqlite": _sqlite,
     "postgresql": _postgresql,
+    "mysql": _mysql,
+    "duckdb": _duckdb,
+    "frames": _frames,
     "replica set": _mongodb("mongodb_replica_set"),
     "standalone": _mongodb("mongodb_standalone"),
 }
 """What makes a place of its own for each test, by name."""
 
-DATA = ["sqlite", "postgresql"]
-METADATA = ["sqlite", "postgresql", "replica set", "standalone"]
+DATA = ["sqlite", "postgresql", "duckdb", "frames", "replica set", "standalone"]
+METADATA = ["sqlite", "postgresql", "mysql", "replica set", "standalone"]
+SINGLE = {"duckdb", "frames"}
+"""Databackends whose files belong to one datalayer at a time."""
 
 
 @pytest.fixture(params=[(data, metadata) for data in DATA for metadata in METADATA], ids=" + ".join)
@@ -59,7 +76,7 @@ def uris(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, s
             made["metadata_store"] = enter(contextlib.contextmanager(PLACES[metadata])(request, tmp_path / "metadata"))
         if "mongodb:" not in "".join(made.values()):
             made["artifact_store"] = f"filesystem://{tmp_path / 'artifacts'}"
-        (tmp_path / "metadata").mkdir()
+        (tmp_path / "metadata").mkdir(exist_ok=True)
         yield made
 
 
@@ -92,9 +109,27 @@ class Told:
         return len(await (await self.db.execute(self.docs.missing_outputs("length"))).to_list())
 
 
+class ToldInDocuments(Told):
+    """The story in MongoDB's words."""
+
+    id = "_id"
+
+    def select(self) -> Any:
+        return self.docs.find({}, {"text": 1})
+
+    async def insert(self, *rows: dict[str, Any]) -> Any:
+        return await self.db.execute(self.docs.insert_many(list(rows)))
+
+    async def update(self, key: int, text: str) -> Any:
+        return await self.db.execute(self.docs.update_one({"_id": key}, {"$set": {"text": text}}))
+
+    async def delete(self, key: int) -> Any:
+        return await self.db.execute(self.docs.delete_one({"_id": key}))
+
+
 def told(db: Datalayer) -> Told:
     """Return the story in the words of a datalayer's databackend."""
-    return {"ibis": Told}[db.databackend.language](db)
+    return {"ibis": Told, "mongodb": ToldInDocuments}[db.databackend.language](db)
 
 
 async def artifacts(db: Datalayer) -> int:

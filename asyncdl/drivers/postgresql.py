@@ -15,20 +15,19 @@ import importlib.util
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from asyncdl.drivers.postgresql_statements import PostgreSQLTransaction, numbered
+from asyncdl.drivers.postgresql_urls import read_url
 from asyncdl.drivers.postgresql_values import prepare, translate
 from asyncdl.drivers.sql import Row, SQLDatabase, Statement
 from asyncdl.errors import (
     ClosedError,
-    ConfigurationError,
     MissingDependencyError,
     StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from asyncdl.settings import redact
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -76,7 +75,7 @@ class PostgreSQLDatabase(SQLDatabase):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._dsn, self.url, self.place = _read(url)
+        self._dsn, self.url, self.place = read_url(url)
         if importlib.util.find_spec("asyncpg") is None:
             raise MissingDependencyError(f"{self.url} needs asyncpg: pip install 'asyncdl[postgres]'")
         self._openers = 0
@@ -389,26 +388,3 @@ class PostgreSQLDatabase(SQLDatabase):
             driver.terminate()
             raise StoreUnavailableError(f"{self.url}: the listening connection is lost") from error
         return ""
-
-
-def _read(url: str) -> tuple[str, str, tuple[Any, ...]]:
-    """Return a URL as asyncpg takes it, without its secrets, and as what tells databases apart."""
-    try:
-        parts = urlsplit(url)
-        hosts = parts.netloc.rpartition("@")[2]
-        user = unquote(parts.username or "")
-    except ValueError as error:
-        raise ConfigurationError(f"{redact(url)!r} is no URL: {error}") from None
-    ports = [host.rpartition(":")[2] for host in hosts.split(",") if ":" in host and not host.endswith("]")]
-    if not all(port.isdigit() for port in ports):
-        raise ConfigurationError(f"{redact(url)!r} is no URL: a port is a number")
-    if parts.scheme not in {"postgresql", "postgres"}:
-        raise ConfigurationError(f"{redact(url)!r} is no URL of a PostgreSQL database: 'postgresql://host/database'")
-    shown = f"postgresql://{f'{user}@' if user else ''}{hosts}{parts.path}"
-    options = sorted(parse_qsl(parts.query))
-    place = (tuple(_host(each) for each in hosts.split(",")), parts.path.strip("/") or user, user, tuple(options))
-    return f"postgresql://{url.partition('://')[2]}", shown, place
-
-
-def _host(host: str) -> str:
-    return host.lower() if host.rpartition(":")[2].isdigit() or not host else f"{host.lower()}:5432"

@@ -21,6 +21,7 @@ from asyncdl.errors import (
     LeaseLostError,
     QueueDeadlineError,
     StoreError,
+    StoreUnavailableError,
 )
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
@@ -160,8 +161,11 @@ class Runner:
             self._leases[job.id] = work.lease
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
-            await self._in_time(job, work)
-            await self._succeed(job, work)
+            try:
+                await self._in_time(job, work)
+                await self._succeed(job, work)
+            except StoreUnavailableError as error:
+                await self._postpone(job, error)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
@@ -208,7 +212,26 @@ class Runner:
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
-        await self._dropping.drop(conclusion.dropped, lambda tx: self._end(job, *changes, joining=tx))
+        await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+
+    async def _postpone(self, job: JobRecord, error: StoreUnavailableError) -> None:
+        """Give back a job that a store's outage stopped: that costs no attempt, however often it happens.
+
+        The store that is away may be the one that must be told, so this waits for it, with growing pauses.
+        """
+        logger.warning("job %s waits for a store that is unavailable: %s", job.id, error)
+        wait = self._options.backoff
+        while True:
+            now = time.time()
+            text = str(error).replace("\0", "\\0")
+            back = FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait, refund=True)
+            try:
+                await self._stores.metadata.commit(back)
+            except StoreUnavailableError:
+                await asyncio.sleep(wait * (1 + random.random() / 2))  # noqa: S311 - jitter
+                wait = min(2 * wait, max(self._options.lease / 3, self._options.backoff))
+            else:
+                return
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
@@ -231,18 +254,22 @@ class Runner:
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
 
-    async def _end(self, job: JobRecord, *changes: Change, joining: Any = None) -> bool:
-        """Commit a job's end; return whether that was done."""
+    async def _commit(self, *changes: Change, joining: Any = None) -> bool:
+        """Commit a job's end; return whether it was still ours to end."""
         with contextlib.suppress(LeaseLostError):
-            try:
-                await self._stores.metadata.commit(*changes, joining=joining)
-                return True
-            except StoreError as error:
-                if isinstance(error, ConflictError):
-                    raise
-                # Its lease will run out, and another attempt be made: nothing is lost.
-                logger.exception("the end of job %s could not be recorded", job.id)
+            await self._stores.metadata.commit(*changes, joining=joining)
+            return True
         return False
+
+    async def _end(self, job: JobRecord, *changes: Change) -> None:
+        """Commit a job's end, or leave it to the lease."""
+        try:
+            await self._commit(*changes)
+        except ConflictError:
+            raise
+        except StoreError:
+            # Its lease will run out, and another attempt be made: nothing is lost.
+            logger.exception("the end of job %s could not be recorded", job.id)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""

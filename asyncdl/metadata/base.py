@@ -261,7 +261,7 @@ class FinishJob:
     error: str | None = None
     not_before: float = 0.0
     refund: bool = False
-    """Whether the attempt does not count (a shutdown)."""
+    """Whether the attempt does not count (a shutdown, a store's outage)."""
 
 
 @dataclass(frozen=True, slots=True)
