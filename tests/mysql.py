@@ -122,9 +122,13 @@ class OwnServer:
         self._log = folder / "log"
         self._as_user: dict[str, Any] = {}
         data = folder / "data"
-        data.mkdir()
+        temporary = folder / "tmp"  # in a common one two servers delete each other's files
+        self._environment = {**os.environ, "TMPDIR": str(temporary)}
+        for each in (data, temporary):
+            each.mkdir()
+            if os.getuid() == 0:
+                os.chown(each, _NOBODY, _NOBODY)
         if os.getuid() == 0:
-            os.chown(data, _NOBODY, _NOBODY)
             self._as_user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -134,7 +138,9 @@ class OwnServer:
         self._run([*install, "--auth-root-authentication-method=normal"])
 
     def _run(self, command: list[Any]) -> None:
-        done = subprocess.run(command, check=False, capture_output=True, cwd="/", timeout=100, **self._as_user)
+        done = subprocess.run(
+            command, check=False, capture_output=True, cwd="/", timeout=100, env=self._environment, **self._as_user
+        )
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {(done.stdout + done.stderr).decode(errors='replace')}")
 
@@ -161,7 +167,12 @@ class OwnServer:
         ]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                [str(_binary("mariadbd")), *options], stdout=output, stderr=output, cwd="/", **self._as_user
+                [str(_binary("mariadbd")), *options],
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                env=self._environment,
+                **self._as_user,
             )
         deadline = time.monotonic() + 60
         while b"ready for connections" not in self._log.read_bytes():
