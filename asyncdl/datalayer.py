@@ -154,6 +154,7 @@ class Datalayer:
         self.events.close()
         self._completion.close()
         await self._writer.aclose()
+        await self._predictor.aclose()
         await self._supervisor.stop()
 
     async def _load_datatypes(self) -> None:
@@ -445,6 +446,8 @@ class Datalayer:
 
     async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any:
         """Return an installed model's output for one input.
+
+        A batch model gets what concurrent callers ask as few batches, of 256 inputs at most: see docs/prediction.md.
 
         Raises
         ------
