@@ -188,6 +188,7 @@ _MYSQL = Kind(
     schemes=("mysql", "mariadb"),
     example="mysql://user:password@localhost:3306/app",
     locate=_mysql,
+    databackend=SQLDataBackend,
     metadata_store=SQLMetadataStore,
 )
 _DUCKDB = Kind(
