@@ -221,8 +221,10 @@ _MYSQL = Kind(
     schemes=("mysql", "mariadb"),
     example="mysql://user:password@localhost:3306/app",
     locate=_mysql,
+    databackend=SQLDataBackend,
     metadata_store=SQLMetadataStore,
     extra="mysql",
+    features=Features(one_commit=True),
 )
 _DUCKDB = Kind(
     name="DuckDB",

@@ -59,7 +59,7 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], Iterator[str]]] = {
 }
 """What makes a place of its own for each test, by name."""
 
-DATA = ["sqlite", "postgresql", "duckdb", "frames", "replica set", "standalone"]
+DATA = ["sqlite", "postgresql", "mysql", "duckdb", "frames", "replica set", "standalone"]
 METADATA = ["sqlite", "postgresql", "mysql", "replica set", "standalone"]
 SINGLE = {"duckdb", "frames"}
 """Databackends whose files belong to one datalayer at a time."""

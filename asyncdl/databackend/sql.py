@@ -27,6 +27,7 @@ from asyncdl.databackend.base import (
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_duckdb import DuckDBDialect
+from asyncdl.databackend.sql_mysql import MySQLDialect
 from asyncdl.databackend.sql_outputs import OutputWriter, listed
 from asyncdl.databackend.sql_postgresql import PostgreSQLDialect
 from asyncdl.databackend.sql_queries import Compiled, QueryCompiler, Recent
@@ -51,6 +52,7 @@ T = TypeVar("T")
 _DIALECTS: dict[str, type[SQLDialect]] = {
     "sqlite": SQLiteDialect,
     "postgresql": PostgreSQLDialect,
+    "mysql": MySQLDialect,
     "duckdb": DuckDBDialect,
     "frames": DuckDBDialect,
 }
@@ -104,6 +106,7 @@ class SQLDataBackend(DataBackend):
         """Connect."""
         if self._executor is None:
             await self.database.open()
+            self._dialect.opened(self.database)
             self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="asyncdl-sql")
             # 0.3 s of imports and first compilation, here where they are expected, and not in the first query's way
             await self._call(lambda: compile_something(self._dialect.compile))
@@ -353,7 +356,7 @@ class SQLDataBackend(DataBackend):
 
     async def drop_outputs(self, table: OutputTable, tx: SQLTransaction) -> None:
         """Drop an output table, if there is one."""
-        drop = Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(table.name)}")
+        drop = Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(table.name)}", table=table.name)
         tx.defer(*self.database.lock(table.name), drop)
         self._catalog.note(tx, table.name)
 
@@ -396,6 +399,8 @@ class SQLDataBackend(DataBackend):
         tx.defer(*self.database.lock(table.name))
         for statement in writer.sweep(compiled.sql, compiled.key, ids):
             rows.extend(await self._run(tx, statement))
+        if not self._dialect.returning:
+            tx.defer(*writer.delete(rows))
         return list(dict.fromkeys(writer.decode_ids(rows)))
 
     async def current(self, table: OutputTable, ids: Sequence[Key], as_of: int) -> set[Key]:

@@ -173,8 +173,8 @@ class SQLCatalog:
         columns = msgspec.json.encode(list(schema.columns.items())).decode()
         record = TableSchema(TABLES, {"name": "string", "columns": "string", "primary_key": "string"}, ("name",))
         tx.defer(
-            Statement(dialect.create_table(record, [dialect.column_type(parse("string"))] * 3)),
-            Statement(dialect.create_table(schema, types, numbered=True)),
+            Statement(dialect.create_table(record, [dialect.column_type(parse("string"))] * 3), table=TABLES),
+            Statement(dialect.create_table(schema, types, numbered=True), table=schema.name),
             Statement(
                 dialect.upsert(TABLES, list(record.columns), ["name"], ["columns", "primary_key"]),
                 (schema.name, columns, msgspec.json.encode(schema.primary_key).decode()),
@@ -190,7 +190,7 @@ class SQLCatalog:
         if await self._dialect.reflect(_within(tx), TABLES):
             mark = self._dialect.mark
             tx.defer(Statement(f"DELETE FROM {TABLES} WHERE name = {mark}", (name,)))  # noqa: S608 - constant
-        tx.defer(Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(name)}"))
+        tx.defer(Statement(f"DROP TABLE IF EXISTS {self._dialect.quote(name)}", table=name))
         self.note(tx, name)
 
     def note(self, tx: SQLTransaction, name: str) -> None:

@@ -80,8 +80,14 @@ class SQLDialect(ABC):
     partial_indexes = True
     """Whether an index can leave out rows."""
 
+    returning = True
+    """Whether updates and deletes can return what they concern; else the keys are read, and locked, before."""
+
     largest_list = 512
     """How many keys one statement names at most."""
+
+    def opened(self, database: SQLDatabase) -> None:  # noqa: B027 - most need nothing
+        """Take note of what server it is."""
 
     @abstractmethod
     def quote(self, name: str) -> str:
@@ -192,9 +198,15 @@ class SQLDialect(ABC):
         return f"{self.tuple_of(names, of)} IN (VALUES {', '.join([self.marks(len(names))] * count)})"
 
     def upsert(
-        self, table: str, columns: Sequence[str], key: Sequence[str], changed: Sequence[str], where: str = ""
+        self, table: str, columns: Sequence[str], key: Sequence[str], changed: Sequence[str], newer: str = ""
     ) -> str:
-        """Return an insert that sets the ``changed`` columns of the row that is there."""
+        """Return an insert that sets the ``changed`` columns of the row that is there.
+
+        Parameters
+        ----------
+        newer
+            The column of which the row that is there must not have more: else it stays as it is.
+        """
         start = (
             f"INSERT INTO {self.quote(table)} ({self.quoted(columns)}){self.overriding} "  # noqa: S608 - quoted
             f"VALUES {self.row(len(columns))} ON CONFLICT ({self.quoted(key)}) DO "
@@ -202,4 +214,6 @@ class SQLDialect(ABC):
         if not changed:
             return f"{start}NOTHING"
         sets = ", ".join(f"{self.quote(name)} = excluded.{self.quote(name)}" for name in changed)
+        stamp = self.quote(newer)
+        where = f" WHERE excluded.{stamp} >= {self.quote(table)}.{stamp}" if newer else ""
         return f"{start}UPDATE SET {sets}{where}"

@@ -62,14 +62,17 @@ class OutputWriter:
         types = [self._dialect.column_type(parse(each)) for each in self._columns.values()]
         sql = self._dialect.create_table(schema, types, not_null=[AS_OF])
         if not self._dialect.partial_indexes:
-            return [Statement(sql)]
+            return [Statement(sql, table=self.table.name)]
         index = self._dialect.quote(f"{self.table.name}_failed")
         failed = f"CREATE INDEX IF NOT EXISTS {index} ON {self._name} ({self._dialect.quote(self._roots[0])}) "
-        return [Statement(sql), Statement(f"{failed}WHERE {self._dialect.quote(ERROR)} IS NOT NULL")]
+        return [
+            Statement(sql, table=self.table.name),
+            Statement(f"{failed}WHERE {self._dialect.quote(ERROR)} IS NOT NULL"),
+        ]
 
     def drop(self) -> list[Statement]:
         """Return the statement that drops the table."""
-        return [Statement(f"DROP TABLE IF EXISTS {self._name}")]
+        return [Statement(f"DROP TABLE IF EXISTS {self._name}", table=self.table.name)]
 
     # writing
 
@@ -106,9 +109,8 @@ class OutputWriter:
     def _put_sql(self) -> str:
         dialect, names = self._dialect, list(self._columns)
         stamp = dialect.quote(AS_OF)
-        if not self.table.flatten:
-            newer = f" WHERE excluded.{stamp} >= {self._name}.{stamp}"
-            return dialect.upsert(self.table.name, names, self._own_key, _STAMPS, newer)
+        if not self.table.flatten or not dialect.returning:
+            return dialect.upsert(self.table.name, names, self._own_key, _STAMPS, AS_OF)
         # A list belongs together: none of it is written beside elements that are newer.
         sets = ", ".join(f"{dialect.quote(name)} = excluded.{dialect.quote(name)}" for name in _STAMPS)
         column = {name: dialect.values_column("v", at) for at, name in enumerate(names)}
@@ -139,7 +141,26 @@ class OutputWriter:
         values = self._encode_values(elements, lambda at: results.key(owners[at]))
         errors = map(results.errors.get, owners)
         rows = list(zip(*keys, positions, values, repeat(as_of), errors, strict=False))
-        return [*self._delete(self._key, source, as_of), self._put_rows(rows)]
+        statements = [*self._delete(self._key, source, as_of), self._put_rows(rows)]
+        return statements if self._dialect.returning else [*statements, *self._delete_beside(source, as_of)]
+
+    def _delete_beside(self, keys: Sequence[Sequence[Any]], as_of: int) -> Iterator[Statement]:
+        """Yield the statements that delete what was written beside newer elements, since a list belongs together."""
+        quote, stamp = self._dialect.quote, self._dialect.quote(AS_OF)
+        same = self._dialect.equal(self._key, "n", "o")
+        for rows, _ in chunks(list(zip(*keys, strict=True)), self._dialect.largest_list):
+            listed_ = self._dialect.in_list(self._key, len(rows), "o")
+            yield Statement(
+                f"DELETE o FROM {self._name} AS o JOIN {quote(self.table.name)} AS n ON {same} AND n.{stamp} > o.{stamp} "
+                f"WHERE {listed_} AND o.{stamp} = {self._dialect.mark}",
+                [*chain.from_iterable(rows), as_of],
+            )
+
+    def delete(self, rows: Sequence[Row]) -> Iterator[Statement]:
+        """Yield the statements that delete what `sweep` found, where it could not delete that itself."""
+        for part, _ in chunks(rows, self._dialect.largest_list):
+            condition = self._dialect.in_list(self._key, len(part))
+            yield Statement(f"DELETE FROM {self._name} WHERE {condition}", list(chain.from_iterable(part)))  # noqa: S608
 
     def _put_rows(self, rows: Sequence[Row]) -> Statement:
         row = self._dialect.row(len(self._columns))
@@ -229,15 +250,20 @@ class OutputWriter:
         return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
 
     def sweep(self, select: str, key: Sequence[str], ids: Sequence[Key] | None) -> Iterator[Statement]:
-        """Yield the statements that delete outputs whose row a select does not have, returning root ids."""
+        """Yield the statements that delete outputs whose row a select does not have, returning root ids.
+
+        A database that cannot return what it deletes returns the keys, which `delete` takes.
+        """
         same = self._matches(self._name, "s", key)
-        roots = self._dialect.quoted(self._roots)
-        gone = f"NOT EXISTS (SELECT 1 FROM ({select}) AS s WHERE {same}) RETURNING {roots}"  # noqa: S608 - compiled
+        start, end = f"DELETE FROM {self._name}", f" RETURNING {self._dialect.quoted(self._roots)}"  # noqa: S608 - quoted
+        if not self._dialect.returning:
+            start, end = f"SELECT DISTINCT {self._dialect.quoted(self._key)} FROM {self._name}", ""  # noqa: S608
+        gone = f"NOT EXISTS (SELECT 1 FROM ({select}) AS s WHERE {same}){end}"  # noqa: S608 - compiled
         if ids is None:
-            yield Statement(f"DELETE FROM {self._name} WHERE {gone}", fetch=True)  # noqa: S608 - quoted
+            yield Statement(f"{start} WHERE {gone}", fetch=True)
             return
         for condition, params in self._listed(ids):
-            yield Statement(f"DELETE FROM {self._name} WHERE {condition} AND {gone}", params, fetch=True)  # noqa: S608
+            yield Statement(f"{start} WHERE {condition} AND {gone}", params, fetch=True)
 
     def current(self, ids: Sequence[Key], as_of: int) -> Iterator[tuple[str, list[Any]]]:
         """Yield the queries for the root ids all of whose rows are of ``as_of`` or later."""

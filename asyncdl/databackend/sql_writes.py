@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import StoredTable
+from asyncdl.databackend.sql_outputs import chunks
 from asyncdl.databackend.sql_queries import QueryCompiler
 from asyncdl.databackend.sql_rows import IdMaker, RowEncoder, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_values import Values
@@ -131,6 +133,8 @@ class SQLWriter:
         where = "" if request.where is None else await self._where(schema, request.where, outputs, tx)
         conditions += [where] if where else []
         self._hold(schema, where, tx)
+        if not self._dialect.returning:
+            return await self._update_by_key(schema, where, sets, sources, params, tx)
         sql = f"UPDATE {table} SET {', '.join(sets)}"  # noqa: S608 - quoted
         if sources:
             sql += f" FROM {', '.join(f'({source}) AS {alias}' for alias, source in sources.items())}"
@@ -149,6 +153,8 @@ class SQLWriter:
         params: list[Any] = []
         for name, change in changes.items():
             datatype, column = schema.columns[name], self._dialect.quote(name)
+            if not self._dialect.returning:  # the tables of an update stand side by side there
+                column = f"{self._dialect.quote(schema.name)}.{column}"
             if not callable(getattr(type(change), "build", None)):
                 sets.append(f"{column} = {self._dialect.mark}")
                 params.append(self._values.encode_one(datatype, change, f"column {name!r}"))
@@ -160,7 +166,10 @@ class SQLWriter:
                     f"column {name!r} is {datatype}, and cannot be set to an expression that is {value.datatype}"
                 )
             if len(compiled.columns) == 1:
-                sets.append(f"{column} = ({compiled.sql})")
+                scalar = compiled.sql
+                if not self._dialect.returning:  # it may be of the table itself, which is only read as one of its own
+                    scalar = f"SELECT * FROM ({scalar}) AS scalar{len(sets)}"  # noqa: S608 - compiled
+                sets.append(f"{column} = ({scalar})")
             else:
                 alias = f"n{len(sources)}"
                 sources[alias] = compiled.sql
@@ -174,7 +183,43 @@ class SQLWriter:
         if where:
             sql += f" WHERE {where}"
         self._hold(schema, where, tx)
+        if not self._dialect.returning:
+            rows = await self._locked(schema, where, tx)
+            for part, _ in chunks(rows, self._dialect.largest_list):
+                condition = self._dialect.in_list(schema.primary_key, len(part))
+                sql = f"DELETE FROM {self._dialect.quote(schema.name)} WHERE {condition}"  # noqa: S608 - quoted
+                tx.defer(Statement(sql, list(chain.from_iterable(part))))
+            return self._written(schema, rows)
         return await self._returning(schema, sql, [], tx)
+
+    # where neither returns anything
+
+    async def _locked(self, schema: TableSchema, where: str, tx: SQLTransaction) -> list[Row]:
+        """Lock rows and return their keys, as the driver returns and takes them."""
+        table = self._dialect.quote(schema.name)
+        sql = f"SELECT {self._dialect.quoted(schema.primary_key, table)} FROM {table}"  # noqa: S608 - quoted
+        return await self._run(tx, Statement(f"{sql}{f' WHERE {where}' if where else ''} FOR UPDATE", fetch=True))
+
+    async def _update_by_key(
+        self,
+        schema: TableSchema,
+        where: str,
+        sets: Sequence[str],
+        sources: Mapping[str, str],
+        params: Sequence[Any],
+        tx: SQLTransaction,
+    ) -> Written:
+        dialect, table = self._dialect, self._dialect.quote(schema.name)
+        rows = await self._locked(schema, where, tx)
+        # Read as they were before the update: the limit keeps a source from being merged into it.
+        beside = [f", (SELECT * FROM ({each}) AS s LIMIT {2**63}) AS {alias}" for alias, each in sources.items()]  # noqa: S608
+        same = [dialect.equal(schema.primary_key, table, alias) for alias in sources]
+        literal = len(params) == len(sets)
+        for part, _ in chunks(rows, dialect.largest_list if literal else max(1, len(rows))):
+            conditions = [*same, dialect.in_list(schema.primary_key, len(part), table)]
+            sql = f"UPDATE {table}{''.join(beside)} SET {', '.join(sets)} WHERE {' AND '.join(conditions)}"  # noqa: S608
+            await self._run(tx, Statement(sql, [*params, *chain.from_iterable(part)]))
+        return self._written(schema, rows)
 
     def _hold(self, schema: TableSchema, where: str, tx: SQLTransaction) -> None:
         """Have the rows stay as they are until they are written: what they become is computed from what they are."""
@@ -207,6 +252,10 @@ class SQLWriter:
         key = schema.primary_key
         returned = self._dialect.quoted(key, self._dialect.quote(schema.name))
         rows = await self._run(tx, Statement(f"{sql} RETURNING {returned}", params, types=types, fetch=True))
+        return self._written(schema, rows)
+
+    def _written(self, schema: TableSchema, rows: list[Row]) -> Written:
+        key = schema.primary_key
         decode = self._values.rows([(name, schema.columns[name], False) for name in key])
         decoded = decode(rows) if decode is not None else rows
         return Written([row[0] for row in decoded] if len(key) == 1 else list(decoded))

@@ -129,6 +129,12 @@ class BackendHooks(ABC):
 
     pytestmark = pytest.mark.anyio
 
+    every_float = True
+    """Whether floats hold NaN, infinities and the sign of zero.
+
+    A database that does not refuses the former with `DatatypeError`; -0.0, which equals 0.0, may come out as that.
+    """
+
     @abstractmethod
     def make_backend(self, where: Path, datatypes: Datatypes) -> DataBackend:
         """Return a backend, not open yet; two for one folder are on the same data, as if of two processes."""
@@ -222,15 +228,21 @@ class RowTests(BackendHooks):
 
     @pytest.mark.parametrize("kind", EXACT)
     async def test_what_goes_in_comes_out(self, backend: DataBackend, kind: str) -> None:
-        await self.write(backend, "insert", "t", *({"id": at, "v": each} for at, each in enumerate(EXACT[kind])))
+        values = EXACT[kind]
+        if kind == "floats" and not self.every_float:
+            values = [each if each is None else each + 0.0 for each in values if each is None or math.isfinite(each)]
+        await self.write(backend, "insert", "t", *({"id": at, "v": each} for at, each in enumerate(values)))
         found = await self.column(backend, "t", "v")
-        assert all(same(one, other) for one, other in zip(EXACT[kind], found, strict=True)), found
+        assert all(same(one, other) for one, other in zip(values, found, strict=True)), found
 
     @pytest.mark.parametrize("datatype", VALUES)
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test_any_value_comes_out_as_it_went_in(self, datatype: str, data: Any) -> None:
-        values = data.draw(st.lists(st.none() | VALUES[datatype], max_size=20))
+        strategy = VALUES[datatype]
+        if datatype == "float64" and not self.every_float:
+            strategy = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)
+        values = data.draw(st.lists(st.none() | strategy, max_size=20))
         schema = TableSchema("t", {"id": "int64", "v": datatype}, ("id",))
 
         async def there_and_back(where: Path) -> list[Any]:
@@ -293,6 +305,8 @@ class RowTests(BackendHooks):
         ],
     )
     async def test_conditions_compare_as_values_do(self, backend: DataBackend, values: list[Any], pivot: Any) -> None:
+        if not self.every_float:
+            values = [9.5 if each == math.inf else each for each in values]
         await self.write(backend, "insert", "t", *({"id": at, "v": each} for at, each in enumerate([*values, None])))
         assert await self.ids(backend, self.where("t", "v", "==", pivot)) == [
             at for at, v in enumerate(values) if v == pivot
@@ -304,6 +318,13 @@ class RowTests(BackendHooks):
             assert await self.ids(backend, self.where("t", "v", "<", pivot)) == expected
 
     async def test_nan_is_found_and_is_not_smaller(self, backend: DataBackend) -> None:
+        if not self.every_float:
+            await self.write(backend, "insert", "t", {"id": 0, "v": 1.0})
+            for value in (math.nan, math.inf, -math.inf):
+                with pytest.raises(DatatypeError, match=r"row 1, column 'v'"):
+                    await self.write(backend, "insert", "t", {"id": 1, "v": 2.0}, {"id": 2, "v": value})
+            assert await self.column(backend, "t", "v") == [1.0]
+            return
         await self.write(
             backend, "insert", "t", *({"id": at, "v": v} for at, v in enumerate([1.0, math.nan, None, 9.0]))
         )
@@ -395,7 +416,7 @@ class RowTests(BackendHooks):
     @pytest.mark.parametrize(
         ("rows", "error", "says"),
         [
-            ([{"id": 1}], DuplicateKeyError, "id"),
+            ([{"id": 1}], DuplicateKeyError, "id|PRIMARY"),
             ([{"id": 7, "a": 1}, {"id": 7, "a": 2}], DuplicateKeyError, "rows 0 and 1"),
             ([{"id": 7, "oops": 1}], UnknownColumnError, "oops"),
             ([{"id": 7, "txet": "x"}], UnknownColumnError, "did you mean 'text'"),
