@@ -54,8 +54,8 @@ async def copy(source: Datalayer, target: Datalayer) -> AsyncIterator[Copied]:
     Raises
     ------
     ConfigurationError
-        The two query languages differ, and components are installed: their queries would mean nothing in the target. Or
-        the target holds a table or component of the same name that is another one. Nothing has been copied then.
+        One of them is on MongoDB, whose documents and queries are its own; or the target holds a table or component of the
+        same name that is another one. Nothing has been copied then.
     """
     copier = _Copier(source, target)
     await copier.check()
@@ -88,11 +88,10 @@ class _Copier:
         """Raise `ConfigurationError` where the target cannot take what the source holds; make datatypes known to it."""
         source, target = self._source, self._target
         records = await source.metadata.components()
-        if records and source.databackend.language != target.databackend.language:
+        if {source.databackend.language, target.databackend.language} != {"ibis"}:
             raise ConfigurationError(
-                f"components are installed in {source.databackend.url}, whose queries are written for "
-                f"{source.databackend.language}; those of {target.databackend.url} are written for "
-                f"{target.databackend.language}: rows alone can be copied there, before components are added"
+                f"{source.databackend.url} and {target.databackend.url} are not both queried by ibis: between them nothing can "
+                "be copied; MongoDB's own mongodump and mongorestore copy a whole database, asyncdl's collections included"
             )
         there = {(each.type_id, each.identifier, each.version): each for each in await target.metadata.components()}
         for record in records:

@@ -44,6 +44,30 @@ Maker = Callable[[AsyncExitStack], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What a databackend can do beyond what each must; the documentation's table is made from it.
+
+    Parameters
+    ----------
+    one_commit
+        Whether rows and the events about them are one transaction, where the metadata store is in the same database.
+    whole
+        Whether a write that fails half-way leaves nothing behind.
+    several
+        Whether several processes can be at it at once.
+    notices
+        When rows that other programs write are noticed.
+    """
+
+    one_commit: bool = False
+    whole: bool = True
+    several: bool = True
+    notices: Literal["when outputs are compared with rows", "as they are written"] = (
+        "when outputs are compared with rows"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """What is behind some schemes.
 
@@ -51,6 +75,10 @@ class Kind:
     ----------
     name, schemes, example
         How it is called, how its URIs begin, and one of them.
+    extra
+        The extra of asyncdl that installs what it needs, empty for none.
+    features
+        What its databackend can do.
     locate
         Reads a URI; raises `ConfigurationError` for one that cannot be used, before anything is opened.
     databackend, metadata_store, artifact_store
@@ -68,6 +96,8 @@ class Kind:
     metadata_store: Callable[[Any], MetadataStore] | None = None
     artifact_store: Callable[[Any, str], ArtifactStore] | None = None
     beside: Callable[[Any], str] = lambda database: METADATA
+    extra: str = ""
+    features: Features = Features()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +204,7 @@ _SQLITE = Kind(
     locate=_sqlite,
     databackend=SQLDataBackend,
     metadata_store=SQLMetadataStore,
+    features=Features(one_commit=True),
 )
 _POSTGRESQL = Kind(
     name="PostgreSQL",
@@ -182,6 +213,8 @@ _POSTGRESQL = Kind(
     locate=_postgresql,
     databackend=SQLDataBackend,
     metadata_store=SQLMetadataStore,
+    extra="postgres",
+    features=Features(one_commit=True),
 )
 _MYSQL = Kind(
     name="MySQL, MariaDB",
@@ -189,6 +222,7 @@ _MYSQL = Kind(
     example="mysql://user:password@localhost:3306/app",
     locate=_mysql,
     metadata_store=SQLMetadataStore,
+    extra="mysql",
 )
 _DUCKDB = Kind(
     name="DuckDB",
@@ -197,6 +231,7 @@ _DUCKDB = Kind(
     locate=_duckdb,
     databackend=SQLDataBackend,
     beside=lambda database: "sqlite://:memory:" if database.path is None else METADATA,
+    features=Features(several=False),
 )
 _FRAMES = Kind(
     name="a folder of dataframes",
@@ -205,6 +240,7 @@ _FRAMES = Kind(
     locate=_frames,
     databackend=SQLDataBackend,
     beside=lambda database: f"sqlite:///{database.folder / '.asyncdl' / 'metadata.db'}",
+    features=Features(several=False),
 )
 _MONGODB = Kind(
     name="MongoDB",
@@ -214,6 +250,7 @@ _MONGODB = Kind(
     databackend=MongoDataBackend,
     metadata_store=MongoMetadataStore,
     artifact_store=GridFSArtifactStore,
+    features=Features(one_commit=True, notices="as they are written"),
 )
 _FILESYSTEM = Kind(
     name="file system",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -120,3 +123,45 @@ async def test_what_is_there_and_is_another_is_refused(place: Place) -> None:
         with pytest.raises(ConfigurationError, match="another model 'len' version 0"):
             await anext(copy(source, target))
         assert await target.tables() == []
+
+
+async def test_documents_are_not_taken_for_rows(place: Place, mongodb_replica_set: str) -> None:
+    async with place("one") as source, asyncdl.connect(f"{mongodb_replica_set}test_copying") as target:
+        with pytest.raises(ConfigurationError, match="are not both queried by ibis"):
+            await anext(copy(source, target))
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "duckdb", "frames"])
+async def test_other_databases_hold_what_was_copied_to_them(
+    kind: str, place: Place, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    uri = {"duckdb": f"duckdb:///{tmp_path / 'd.duckdb'}", "frames": f"frames://{tmp_path / 'frames'}"}.get(kind)
+    uri = uri or request.getfixturevalue("postgresql").url(tmp_path)
+    options: dict[str, str] = {"artifact_store": f"filesystem://{tmp_path / 'copied'}"}
+    if kind == "duckdb":
+        options["metadata_store"] = f"sqlite:///{tmp_path / 'metadata.db'}"
+    async with place("one") as source, asyncdl.connect(uri, **options) as target:
+        await fill(source)
+        [each async for each in copy(source, target)]
+        await target.wait_idle(timeout=60)
+        query = target["notes"].outputs("word", "length")
+        assert await rows_of(target, query) == await rows_of(source, query)
+        await (await target.execute(target["notes"].insert({"id": 9000, "text": "more"}))).wait(60)
+        rows = await rows_of(target, query.filter(query.id == 9000).select("id", "word", "length"))
+        assert rows == [(9000, "more", 8)]
+
+
+def test_the_command_line_copies(tmp_path: Path) -> None:
+    source = f"sqlite:///{tmp_path / 'one.db'}"
+
+    async def begin() -> None:
+        async with asyncdl.connect(source, artifact_store=f"filesystem://{tmp_path / 'artifacts'}") as db:
+            await fill(db)
+
+    asyncio.run(begin())
+    command = [sys.executable, "-m", "asyncdl.cli", "copy", source, f"sqlite:///{tmp_path / 'two.db'}"]
+    artifacts = ["--source-artifacts", f"filesystem://{tmp_path / 'artifacts'}"]
+    done = subprocess.run([*command, *artifacts], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "table notes: 2,503" in done.stdout
+    assert "component application/app: 1" in done.stdout

@@ -107,6 +107,6 @@ async def test_two_databases_have_no_transaction_in_common(tmp_path):
         "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
     }
     async with asyncdl.connect(f"sqlite:///{tmp_path / 'data.db'}", **uris) as db:
-        with pytest.raises(ConfigurationError, match="one SQL database"):
+        with pytest.raises(ConfigurationError, match="one database that has transactions"):
             async with db.transaction():
                 pytest.fail("it has begun")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -169,7 +170,9 @@ async def test_scheduler_ended_and_started_again(
     meanwhile = backend.submit(models.task(increment, [1]))
     dask.start_scheduler()
     dask.start_worker()
-    assert await meanwhile == [2]
+    # It came while there was none: it waits for the new one, or is an attempt lost with the old; it never hangs.
+    with contextlib.suppress(WorkerLostError):
+        assert await meanwhile == [2]
     assert await backend.submit(models.task(increment, [1])) == [2]
 
 

@@ -1,6 +1,6 @@
 """A process is killed at a random moment, over and over; after each the stores hold all that was acknowledged, and no more.
 
-``ASYNCDL_CRASHES`` says how often in all (200).
+``ASYNCDL_CRASHES`` says how often in all (48).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.anyio
 
 STORES = [("sqlite", "sqlite"), ("sqlite", "own"), ("postgresql", "postgresql"), ("postgresql", "replica set")]
 """Databackend and metadata store: one database, or two of them, between which no transaction reaches."""
-CHUNKS = 4
-CRASHES = int(os.environ.get("ASYNCDL_CRASHES", "200")) // (len(STORES) * CHUNKS)
+CHUNKS = 2
+CRASHES = int(os.environ.get("ASYNCDL_CRASHES", "48")) // (len(STORES) * CHUNKS)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.proof.crashing", "asyncdl.databackend.warmup"])
 
