@@ -32,6 +32,13 @@ class _Caller:
 
     input: Any
     answer: asyncio.Future[Any]
+    batch: tuple[ComputeFuture, Sequence[_Caller]] | None = None
+    """The batch that it is in, and with whom, once that is under way."""
+
+    def leave(self) -> None:
+        """Cancel the batch if nobody waits for it any more."""
+        if self.batch is not None and all(each.answer.done() for each in self.batch[1]):
+            self.batch[0].cancel()
 
 
 @dataclass(eq=False)
@@ -77,7 +84,11 @@ class Predictor:
             self._spawn(self._serve(asked, lane))  # it begins when all that run now have had their turn
         caller = _Caller(given, asyncio.get_running_loop().create_future())
         lane.waiting.append(caller)
-        return await caller.answer
+        try:
+            return await caller.answer
+        except asyncio.CancelledError:
+            caller.leave()
+            raise
 
     async def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], size: int
@@ -170,7 +181,7 @@ class Predictor:
         try:
             future = self._submit(call, [each.input for each in callers])
             for each in callers:
-                each.answer.add_done_callback(lambda answer: _cancel_for_nobody(answer, future, callers))
+                each.batch = future, callers
             for caller, output in zip(callers, await _outputs(future), strict=True):
                 _tell(caller, model, output)
         except (ModelError, WorkerLostError) as error:  # the whole batch's, but perhaps of one input's making
@@ -190,11 +201,6 @@ async def _outputs(future: ComputeFuture) -> list[Any]:
     except asyncio.CancelledError:
         future.cancel()
         raise
-
-
-def _cancel_for_nobody(answer: asyncio.Future[Any], future: ComputeFuture, callers: Sequence[_Caller]) -> None:
-    if answer.cancelled() and all(each.answer.done() for each in callers):
-        future.cancel()
 
 
 def _tell(caller: _Caller, model: Model, output: Any) -> None:

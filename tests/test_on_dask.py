@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Listener, Model
+from asyncdl.errors import ModelError
 from tests import models
 from tests.conftest import rows_of
 
@@ -54,6 +56,22 @@ async def test_coroutine_models_and_bad_rows(stores, dask_cluster):
         [(key, error)] = await db.errors("picky")
         assert (key, error.message) == (0, "-1 is negative")
         assert await db.predict("slowly", 1) == 101
+
+
+async def test_concurrent_predictions_are_few_batches(stores, dask_cluster):
+    def sized(xs):
+        if min(xs) < 0:
+            raise ValueError("negative")
+        return [[x, len(xs)] for x in xs]
+
+    async with asyncdl.connect(**stores, compute=dask_cluster.url) as db:
+        await db.add(Model("sized", sized, batch=True, datatype="json"))
+        found = await asyncio.gather(*(db.predict("sized", n) for n in range(300)))
+        assert [x for x, _ in found] == list(range(300))
+        assert {size for _, size in found} == {256, 44}
+        bad, good = await asyncio.gather(db.predict("sized", -1), db.predict("sized", 1), return_exceptions=True)
+        assert isinstance(bad, ModelError)
+        assert good == [1, 1]  # computed once more, alone
 
 
 async def test_a_cluster_of_our_own(stores):

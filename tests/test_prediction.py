@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 
 import pytest
@@ -11,7 +12,14 @@ import pytest
 import asyncdl
 from asyncdl import Model
 from asyncdl.compute.local import LocalComputeBackend
-from asyncdl.errors import ClosedError, ComponentNotFoundError, ModelError, ModelOutputError, WorkerLostError
+from asyncdl.errors import (
+    ClosedError,
+    ComponentNotFoundError,
+    ModelError,
+    ModelOutputError,
+    StoreUnavailableError,
+    WorkerLostError,
+)
 from asyncdl.prediction import BATCH
 from tests import models
 
@@ -230,3 +238,42 @@ async def test_closing_answers_those_who_wait(tmp_path, endless):
     found = await asyncio.gather(*running, *waiting, return_exceptions=True)
     assert [type(each) for each in found] == [ClosedError] * 6
     assert endless.stopped.is_set()
+
+
+async def test_an_outage_is_told_to_those_who_asked_and_is_over_with_them(db):
+    await db.add(Model("squares", measured, batch=True))
+    components, away = db.metadata.components, StoreUnavailableError("away")
+
+    async def unavailable(**options):
+        raise away
+
+    db.metadata.components = unavailable
+    found = await asyncio.gather(*(db.predict("squares", n) for n in range(3)), return_exceptions=True)
+    assert found == [away] * 3
+    db.metadata.components = components
+    assert await db.predict("squares", 3) == 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_nobody_is_forgotten_whoever_leaves_and_whatever_fails(db, seed):
+    chance = random.Random(seed)
+    await db.add(Model("squares", squares_of_positives, batch=True))
+    await db.add(Model("next", models.fails_on_negative))
+    asked = [(chance.choice(["squares", "next"]), chance.randrange(-2, 20)) for _ in range(600)]
+    tasks = []
+    for name, n in asked:
+        tasks.append(asyncio.create_task(db.predict(name, n)))
+        if chance.random() < 0.1:
+            await asyncio.sleep(0)
+        if chance.random() < 0.2:
+            chance.choice(tasks).cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    for (name, n), answer in zip(asked, found, strict=True):
+        if isinstance(answer, asyncio.CancelledError):
+            continue
+        if n < 0:
+            assert isinstance(answer, ModelError)
+            assert f"{n} is negative" in str(answer)
+        else:
+            assert answer == (n * n if name == "squares" else n + 1)
+    assert not all(isinstance(answer, asyncio.CancelledError) for answer in found)
