@@ -26,6 +26,7 @@ Run = Callable[..., list[Any]]
 
 class TestSQLDataBackendOnMySQL(DataBackendTests):
     every_float = False
+    key_in_errors = "PRIMARY"
 
     @pytest.fixture(autouse=True)
     def _server(self, mysql: Server) -> None:
