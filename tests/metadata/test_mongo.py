@@ -384,6 +384,8 @@ async def test_a_process_killed_while_committing_leaves_whole_commits(url: str) 
         assert process.returncode == -9, errors
         whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
         acknowledged |= {line.strip() for line in whole}
+    acknowledged.discard("")  # now and then an empty line is read, which acknowledges nothing; why is not known yet
+    assert len(acknowledged) >= 20
     store = MongoMetadataStore(MongoDatabase(url))
     await store.open()
     await store.commit(
