@@ -207,8 +207,7 @@ class _Copier:
                 status = "pending" if record.status == "failed" else record.status
                 changes.append(PutComponent(replace(record, status=status), children, sorted(artifacts)))
                 if status == "pending":  # its set-up has not ended: it is done in the target
-                    identity = {each: getattr(record, each) for each in ("type_id", "identifier", "version", "uuid")}
-                    changes.append(ComponentAdded(**identity).change())
+                    changes.append(ComponentAdded(**record.identity).change())
         if changes or release:
             await metadata.commit(*changes, *release, ReconcileRequested().change())
 

@@ -169,7 +169,7 @@ class Installer:
             state=state,
         )
         draft.records[each.identity] = record
-        identity = _identity(record)
+        identity = record.identity
         draft.changes.append(PutComponent(record, list(dict.fromkeys(links)), list(each.declaration.blobs)))
         draft.changes.append(ComponentAdded(**identity).change())
         if status == "ready":
@@ -313,7 +313,7 @@ class Installer:
             SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
-        changes += [ComponentRemoved(**_identity(record)).change() for record in records]
+        changes += [ComponentRemoved(**record.identity).change() for record in records]
         changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
 
@@ -322,10 +322,6 @@ class Installer:
             return True
 
         await self._dropping.drop(outputs, commit)
-
-
-def _identity(record: ComponentRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in ("type_id", "identifier", "version", "uuid")}
 
 
 def _described(schema: TableSchema) -> str:

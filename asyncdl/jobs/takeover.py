@@ -16,10 +16,9 @@ async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
     for record in await metadata.components(uuids=[job.target]):
         if record.status not in {"pending", "failed"}:
             continue
-        identity = {name: getattr(record, name) for name in ("type_id", "identifier", "version", "uuid")}
         changes += [
             SetComponentStatus(record.uuid, "ready", expected=record.status),
-            ComponentReady(**identity).change(job.first, job.last),
+            ComponentReady(**record.identity).change(job.first, job.last),
         ]
         for older in await metadata.components(type_id=record.type_id, identifier=record.identifier):
             if older.version < record.version and older.status != "retired":

@@ -49,6 +49,11 @@ class ComponentRecord:
     created: float
     state: str = "{}"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What events about the component name: its type, identifier, version and uuid."""
+        return {"type_id": self.type_id, "identifier": self.identifier, "version": self.version, "uuid": self.uuid}
+
 
 @dataclass(frozen=True, slots=True)
 class EventRecord:
