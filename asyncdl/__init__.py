@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from asyncdl.events.types import ComponentAdded as ComponentAdded
     from asyncdl.events.types import ComponentReady as ComponentReady
     from asyncdl.events.types import ComponentRemoved as ComponentRemoved
+    from asyncdl.events.types import ComponentTuned as ComponentTuned
     from asyncdl.events.types import Event as Event
     from asyncdl.events.types import HandlerFailed as HandlerFailed
     from asyncdl.events.types import JobCancelled as JobCancelled
@@ -67,6 +68,7 @@ _HOMES = {
         "ComponentAdded",
         "ComponentReady",
         "ComponentRemoved",
+        "ComponentTuned",
         "Event",
         "HandlerFailed",
         "JobCancelled",

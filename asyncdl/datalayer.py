@@ -213,7 +213,7 @@ class Datalayer:
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
         events = installed.events
-        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
+        if not installed.created:  # it was there: what it is waiting for, if anything, is to be waited for
             pending = {each.uuid for each in installed.records if each.status == "pending"}
             names = [each.identifier for each in installed.records if each.uuid in pending]
             stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
@@ -222,7 +222,7 @@ class Datalayer:
             **_range(events),
             follow=self._follow,
             component=await self._registry.load(record),
-            created=bool(installed.events),
+            created=installed.created,
         )
         if wait:
             await added.wait()

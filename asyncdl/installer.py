@@ -25,7 +25,7 @@ from asyncdl.errors import (
     UnknownColumnError,
     UntrustedArtifactError,
 )
-from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved
+from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved, ComponentTuned
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
@@ -36,6 +36,7 @@ from asyncdl.metadata.base import (
     EventRecord,
     JobFilter,
     PutComponent,
+    SetComponentData,
     SetJobState,
 )
 from asyncdl.query import QUERIES
@@ -50,6 +51,11 @@ class Installed:
 
     records: list[ComponentRecord]
     events: list[EventRecord]
+
+    @property
+    def created(self) -> bool:
+        """Whether anything is new."""
+        return any(each.type == ComponentAdded.__name__ for each in self.events)
 
 
 @dataclass
@@ -137,7 +143,7 @@ class Installer:
         for each in prepared:
             newest = await self._registry.newest(*each.identity)
             if newest is not None and newest.fingerprint == each.declaration.fingerprint:
-                draft.records[each.identity] = newest
+                draft.records[each.identity] = _tuned(newest, each, draft)
             else:
                 await self._draft_one(each, newest, draft)
         return draft
@@ -322,6 +328,16 @@ class Installer:
             return True
 
         await self._dropping.drop(outputs, commit)
+
+
+def _tuned(installed: ComponentRecord, declared: Prepared, draft: _Draft) -> ComponentRecord:
+    """Return the record of what is installed already, tuned as it is declared now."""
+    data = declared.declaration.tuned(installed.data)
+    if data == installed.data:
+        return installed
+    draft.changes.append(SetComponentData(installed.uuid, data))
+    draft.changes.append(ComponentTuned(**installed.identity).change())
+    return dataclasses.replace(installed, data=data)
 
 
 def _described(schema: TableSchema) -> str:

@@ -83,7 +83,8 @@ class Registry:
         self.artifact_store = artifact_store
         self.datatypes = datatypes
         self.allow_pickle = allow_pickle
-        self._loaded: dict[str, Component] = {}
+        self._loaded: dict[str, tuple[str, Component]] = {}
+        """Components by uuid, with the data that each was decoded from: its tuning may be another by now."""
 
     # declared components
 
@@ -153,8 +154,8 @@ class Registry:
     async def load(self, record: ComponentRecord) -> Component:
         """Return an installed component, with all that it holds."""
         found = self._loaded.get(record.uuid)
-        if found is not None:
-            return found
+        if found is not None and found[0] == record.data:
+            return found[1]
         data = msgspec.json.decode(record.data)
         children: dict[Identity, Component] = {}
         if data["children"]:
@@ -177,7 +178,7 @@ class Registry:
             uuid=record.uuid,
         )
         self.register(component)
-        self._loaded[record.uuid] = component
+        self._loaded[record.uuid] = record.data, component
         return component
 
     async def record(self, record: ComponentRecord) -> dict[str, Any]:
@@ -369,6 +370,12 @@ def _upstream_first(prepared: list[Prepared]) -> list[Prepared]:
 def with_datatype(state: ListenerState, datatype: str) -> ListenerState:
     """Return a listener's state with its outputs' datatype known."""
     return replace(state, output=replace(state.output, datatype=datatype))
+
+
+def priority_of(record: ComponentRecord) -> int:
+    """Return the priority that an installed listener's declaration has, without decoding the rest."""
+    declared = msgspec.json.decode(record.data)["fields"].get("priority")
+    return int(readable(declared)) if declared else 0
 
 
 def encode_data(fields: Mapping[str, Any], children: Mapping[Identity, str]) -> str:

@@ -108,6 +108,11 @@ class ComponentReady(ComponentEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComponentTuned(ComponentEvent):
+    """An installed component got another priority or other limits: nothing that changes what comes out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentRemoved(ComponentEvent):
     """A version of a component was removed, with all that belonged to it."""
 
