@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from asyncdl.events.types import JobCancelled as JobCancelled
     from asyncdl.events.types import JobFailed as JobFailed
     from asyncdl.events.types import JobSucceeded as JobSucceeded
+    from asyncdl.events.types import ListenerPaused as ListenerPaused
+    from asyncdl.events.types import ListenerResumed as ListenerResumed
     from asyncdl.events.types import OutputsReplaced as OutputsReplaced
     from asyncdl.events.types import OutputsWritten as OutputsWritten
     from asyncdl.events.types import RecomputeRequested as RecomputeRequested
@@ -74,6 +76,8 @@ _HOMES = {
         "JobCancelled",
         "JobFailed",
         "JobSucceeded",
+        "ListenerPaused",
+        "ListenerResumed",
         "OutputsReplaced",
         "OutputsWritten",
         "RecomputeRequested",

@@ -24,6 +24,7 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
@@ -75,7 +76,8 @@ class Engine:
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
         self.predictor = Predictor(stores)
-        self.runner = Runner(stores, options.runner, self._dropping)
+        self.pauses = Pauses(metadata)
+        self.runner = Runner(stores, options.runner, self._dropping, self.pauses)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
         self.events = EventLog(metadata)
@@ -161,4 +163,5 @@ class Engine:
             await self.writer.recover()
             await self._leases.recover()
             await self._dropping.recover()
+            await self.pauses.recover()
             await asyncio.sleep(_RECOVER_EVERY)

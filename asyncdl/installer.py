@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
+from asyncdl.components.cursors import belonging
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.listener import Listener
 from asyncdl.components.registry import Identity, ListenerState, Prepared, encode_data
@@ -33,6 +34,7 @@ from asyncdl.metadata.base import (
     Change,
     ComponentRecord,
     DeleteComponent,
+    DeleteCursor,
     EventRecord,
     JobFilter,
     PutComponent,
@@ -320,6 +322,7 @@ class Installer:
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**record.identity).change() for record in records]
+        changes += await self._forgetting(records)
         changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
 
@@ -328,6 +331,17 @@ class Installer:
             return True
 
         await self._dropping.drop(outputs, commit)
+
+    async def _forgetting(self, records: Sequence[ComponentRecord]) -> list[Change]:
+        """Return the changes that forget the cursors of components of which no version stays."""
+        going, names = {record.uuid for record in records}, await self._metadata.cursors()
+        found: dict[str, None] = {}
+        for type_id, identifier in {(record.type_id, record.identifier) for record in records}:
+            owned = belonging(type_id, identifier, names)
+            if owned:
+                versions = await self._metadata.components(type_id=type_id, identifier=identifier)
+                found |= dict.fromkeys(owned) if going.issuperset(each.uuid for each in versions) else {}
+        return [DeleteCursor(name) for name in found]
 
 
 def _tuned(installed: ComponentRecord, declared: Prepared, draft: _Draft) -> ComponentRecord:

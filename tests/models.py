@@ -75,6 +75,11 @@ def gated(x: int) -> int:
     return x
 
 
+def gated_and_counted(x: int) -> int:
+    calls[x] += 1
+    return gated(x)
+
+
 recorded: list[object] = []
 """What `record` was called with, in this process."""
 was_recorded = threading.Event()

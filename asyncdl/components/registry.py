@@ -13,6 +13,7 @@ import msgspec
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
+from asyncdl.components.cursors import gate_of
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
 from asyncdl.components.model import Model, Signature, exception_name
@@ -185,12 +186,15 @@ class Registry:
         """Return all that is known of an installed component, as plain values: without decoding any artifact."""
         data = msgspec.json.decode(record.data)
         parents = await self.metadata.parents(record.uuid)
+        listener = record.type_id == "listener"
+        paused = {"paused": (await self.metadata.cursor(gate_of(record.identifier)) or 0) < 0} if listener else {}
         return {
             "type_id": record.type_id,
             "identifier": record.identifier,
             "version": record.version,
             "uuid": record.uuid,
             "status": record.status,
+            **paused,
             "created": record.created,
             "fingerprint": record.fingerprint,
             "fields": {name: readable(tree) for name, tree in data["fields"].items()},

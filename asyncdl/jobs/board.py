@@ -60,7 +60,7 @@ class Jobs:
         Parameters
         ----------
         state
-            A state, or several: pending, running, succeeded, failed, cancelled, upstream_failed.
+            A state, or several: pending, running, paused, succeeded, failed, cancelled, upstream_failed.
         target
             The uuid of the component that they work for.
         """

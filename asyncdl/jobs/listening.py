@@ -40,7 +40,7 @@ from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
-from asyncdl.jobs.work import Conclusion, Stores, Work
+from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
 from asyncdl.metadata.base import (
     AdvanceJob,
     Change,
@@ -218,12 +218,18 @@ class ListenerWork(Work):
     async def _process(self, batches: AsyncIterator[Batch]) -> None:
         """Compute and write batches, reading ahead."""
         window: asyncio.Queue[Batch | None] = asyncio.Queue()  # bounded by the permits to read
+        complete = False
 
         async def read() -> None:
+            nonlocal complete
             try:
                 async for batch in batches:
+                    if self._pausing:
+                        break
                     self._submit(batch)
                     await window.put(batch)
+                else:
+                    complete = True
             finally:
                 await batches.aclose()  # type: ignore[attr-defined]
             await window.put(None)
@@ -241,6 +247,8 @@ class ListenerWork(Work):
                 left = window.get_nowait()
                 if left is not None and left.future is not None:
                     left.future.cancel()
+        if not complete:
+            raise InterruptedWork
 
     # writing
 

@@ -101,9 +101,9 @@ class Scheduler:
         Should the cursor not be moved after that, it is done again, to the same end.
         """
         tuned = {codec.loads(each.payload)["uuid"] for each in records if each.type == ComponentTuned.__name__}
-        for uuid in tuned & set(self._priorities):
-            found = await self._metadata.jobs(JobFilter(states=UNFINISHED, target=uuid, limit=1_000_000))
-            wanted = {job.id: self._priority(uuid, few=bool(codec.loads(job.payload)["ids"])) for job in found}
+        for target in tuned & set(self._priorities):
+            found = await self._metadata.jobs(JobFilter(states=UNFINISHED, target=target, limit=1_000_000))
+            wanted = {job.id: self._priority(target, few=bool(codec.loads(job.payload)["ids"])) for job in found}
             others = [(job.id, wanted[job.id]) for job in found if job.priority != wanted[job.id]]
             for at in range(0, len(others), _PAGE):
                 await self._metadata.commit(PrioritizeJobs(dict(others[at : at + _PAGE])))
