@@ -24,6 +24,7 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
+from asyncdl.jobs.limiting import LimitedCompute
 from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
@@ -69,7 +70,8 @@ class Engine:
     ) -> None:
         self.artifact_store = artifact_store
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
-        self.stores = stores = Stores(metadata, databackend, compute, self.registry, options.shard_rows)
+        limited = LimitedCompute(compute, metadata, options.runner.lease)
+        self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)
         intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
         self._dropping = Dropping(stores, intents)

@@ -112,6 +112,17 @@ class Lane:
         """Whether no call is under way."""
         return self._free == self._limit
 
+    @property
+    def under_way(self) -> int:
+        """How many calls are under way."""
+        return self._limit - self._free
+
+    def resize(self, limit: int) -> None:
+        """Have so many calls under way at once from now on; those that are under way go on to their end."""
+        self._free += limit - self._limit
+        self._limit = limit
+        self._fill()
+
     async def run(self, function: Function, call: ModelCall, inputs: Sequence[Any]) -> list[Any]:
         """Return the function's outputs for a batch, a `RowError` for each row that it failed on.
 
@@ -127,6 +138,8 @@ class Lane:
             return await self._each(_persistent(each, call, TimeoutError), inputs)
         whole = _whole(_persistent(each, call, ModelError))
         parts = await self._each(whole, [inputs] if inputs else [])
+        if parts and isinstance(parts[0], RowError) and not call.one_by_one:
+            return parts * len(inputs)
         if parts and isinstance(parts[0], RowError) and len(inputs) > 1:
             parts = await self._each(whole, [[row] for row in inputs])
         outputs: list[Any] = []
@@ -152,7 +165,7 @@ class Lane:
 
     def _fill(self) -> None:
         """Begin as many calls as there is room for, of the batch that has waited longest first."""
-        while self._free and self._waiting:
+        while self._free > 0 and self._waiting:
             batch = self._waiting[0]
             wanted = 0 if batch.finished.done() else batch.untaken
             for _ in range(min(self._free, wanted)):
@@ -160,7 +173,7 @@ class Lane:
                 worker = self._spawn(self._work(batch))
                 batch.workers.add(worker)
                 worker.add_done_callback(partial(self._ended, batch))
-            if self._free:
+            if self._free > 0:
                 self._waiting.popleft()
 
     def _ended(self, batch: _Batch, worker: asyncio.Task[None]) -> None:
@@ -170,7 +183,14 @@ class Lane:
 
     async def _work(self, batch: _Batch) -> None:
         """Call the function with one row after the other, as long as the batch has any."""
-        for index, row in batch.rows:
+        while True:
+            if self._free < 0:  # fewer are allowed by now: what is left goes on when there is room
+                if batch not in self._waiting:
+                    self._waiting.appendleft(batch)
+                return
+            index, row = next(batch.rows, (-1, None))
+            if index < 0:
+                return
             batch.untaken -= 1
             if self._pace.spent():
                 await self._pace.turn()

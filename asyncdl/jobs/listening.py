@@ -19,7 +19,7 @@ import msgspec
 
 from asyncdl import codec
 from asyncdl.components.listener import Listener
-from asyncdl.components.model import signature_of
+from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
@@ -167,12 +167,14 @@ class ListenerWork(Work):
         self._listener = component
         self._state = ListenerState.loads(self._record.state)
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
-        self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
+        limits = await registry.load(model)  # its limits may be others than when the listener was loaded
+        assert isinstance(limits, Model)  # noqa: S101 - listeners have no other models
+        self._call: ModelCall = registry.call(limits, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)
         on_loop = self._call.placement == "loop"
-        self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
+        self._size = BatchSize(self._call.max_concurrency if on_loop else 1, at_most=self._in_a_second())
         self._ahead = ReadAhead(self._most_ahead, at_once=on_loop)
         stores = self._stores
         self._reader = Reader(
@@ -184,6 +186,11 @@ class ListenerWork(Work):
             self._size,
             self._ahead,
         )
+
+    def _in_a_second(self) -> int:
+        """Return how many rows a rate limit lets through in a second: more of them in a batch would only be told of later."""
+        rate = self._call.rate_limit
+        return LARGEST if rate is None or self._call.batch else max(int(rate), 1)
 
     def _most_ahead(self) -> int:
         """Return how many batches are worth having under way; workers may come and go meanwhile."""

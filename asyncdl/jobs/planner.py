@@ -11,7 +11,6 @@ from asyncdl.databackend.base import Key, as_key
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
-    ComponentTuned,
     Event,
     JobFailed,
     OutputsReplaced,
@@ -44,7 +43,6 @@ PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
     ComponentAdded,
     ComponentReady,
-    ComponentTuned,
     OutputsWritten,
     OutputsReplaced,
     RetryRequested,

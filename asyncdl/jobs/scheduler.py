@@ -39,8 +39,10 @@ logger = logging.getLogger("asyncdl.jobs")
 CURSOR = "scheduler"
 _NOTHING = reference_of(nothing)
 _PAGE = 500
-PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
-"""The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
+PLANNED_TYPES = sorted(
+    {each.__name__ for base in (*PLANNED, ComponentTuned) for each in (base, *base.__subclasses__())}
+)
+"""The names of the events that are dealt with; the others are passed over, and need no commit of the cursor."""
 _COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
 
 
