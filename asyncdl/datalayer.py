@@ -58,7 +58,7 @@ class Datalayer:
         self.databackend = engine.stores.databackend
         self.artifact_store = engine.artifact_store
         self.metadata = engine.stores.metadata
-        self.compute = engine.stores.compute
+        self.compute = engine.compute
         self.events = engine.events
         self.jobs = engine.jobs
         self._engine = engine

@@ -69,6 +69,7 @@ class Engine:
         options: EngineOptions,
     ) -> None:
         self.artifact_store = artifact_store
+        self.compute = compute
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
         limited = LimitedCompute(compute, metadata, options.runner.lease)
         self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)

@@ -80,6 +80,37 @@ def gated_and_counted(x: int) -> int:
     return gated(x)
 
 
+inside: list[int] = []
+"""How many calls of `inside_now` were under way, each time when one began."""
+_inside: set[object] = set()
+
+
+async def inside_now(x: int) -> int:
+    call = object()
+    _inside.add(call)
+    inside.append(len(_inside))
+    try:
+        await asyncio.sleep(0.002)
+    finally:
+        _inside.discard(call)
+    return x
+
+
+attempts: Counter[object] = Counter()
+
+
+async def fails_twice(x: int) -> int:
+    attempts[x] += 1
+    if attempts[x] < 3:
+        raise ValueError(f"attempt {attempts[x]} on {x}")
+    return attempts[x]
+
+
+def batch_fails_on_negative(xs: list[int]) -> list[int]:
+    attempts["batch"] += 1
+    return [fails_on_negative(x) for x in xs]
+
+
 recorded: list[object] = []
 """What `record` was called with, in this process."""
 was_recorded = threading.Event()

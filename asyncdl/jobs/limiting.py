@@ -133,7 +133,7 @@ class LimitedCompute(ComputeBackend):
             allow, under_way = partial(self.inner.allow, name), partial(self.inner.under_way, name)
             shares = Shares(self._metadata, name, self._owner, self._lease, allow, under_way)
             self._shares[name] = shares
-        shares.limit = call.at_most or 1
+        shares.limit_to(call.at_most or 1)
         if name not in self._keeping or self._keeping[name].done():
             keeping = asyncio.get_running_loop().create_task(shares.run(), name=f"asyncdl: a share of model {name}")
             self._keeping[name] = keeping

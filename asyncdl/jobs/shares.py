@@ -118,6 +118,14 @@ class Shares:
 
     # using
 
+    def limit_to(self, limit: int) -> None:
+        """Take in the limit, as it is declared now: a smaller one counts at once."""
+        if limit < self.limit:
+            self._use(min(self.allowed, limit))
+        if limit != self.limit:
+            self.limit = limit
+            self._changed.set()
+
     @asynccontextmanager
     async def wanting(self, calls: int) -> AsyncIterator[None]:
         """Say, for a while, that so many calls could be under way."""
