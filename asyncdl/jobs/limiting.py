@@ -93,6 +93,13 @@ class LimitedCompute(ComputeBackend):
             return self.inner.submit(task)
         if self._closed:
             raise ClosedError(f"the compute backend {self.url!r} is not open")
+        if task.call.rate_limit is None and task.call.placement == "loop":
+            shares = self._share(task.call)
+            if self.inner.allow(task.call.name, shares.allowed):
+                future = self.inner.submit(task)
+                if isinstance(future, TaskFuture):
+                    shares.want_until(future.result, 1 if task.call.batch else len(task.inputs))
+                return future
         return TaskFuture(self._spawn(self._run(task)))
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -105,9 +112,6 @@ class LimitedCompute(ComputeBackend):
         if task.call.rate_limit is not None:
             return await self._paced(task, task.call.rate_limit)
         shares = self._share(task.call)
-        if task.call.placement == "loop" and self.inner.allow(task.call.name, shares.allowed):
-            async with shares.wanting(1 if task.call.batch else len(task.inputs)):
-                return await self._compute(task)
         if task.call.placement != "loop" or task.call.batch:
             async with shares.places(1):
                 return await self._compute(task)

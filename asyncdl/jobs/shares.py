@@ -19,7 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asyncdl.components.cursors import share_of, shares_of
 from asyncdl.errors import ConflictError, StoreError
@@ -126,29 +126,26 @@ class Shares:
             self.limit = limit
             self._changed.set()
 
-    @asynccontextmanager
-    async def wanting(self, calls: int) -> AsyncIterator[None]:
-        """Say, for a while, that so many calls could be under way."""
+    def want_until(self, done: asyncio.Future[Any], calls: int) -> None:
+        """Say that so many calls could be under way, until something is done."""
         self._want(calls)
-        try:
-            yield
-        finally:
-            self._want(-calls)
+        done.add_done_callback(lambda _: self._want(-calls))
 
     @asynccontextmanager
     async def places(self, calls: int) -> AsyncIterator[int]:
         """Wait, in line, until one more call may be under way, or as many more as may be up to ``calls``; have so many."""
-        async with self.wanting(calls):
-            turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._line.append((calls, turn))
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._line.append((calls, turn))
+        self._want(calls)
+        self._admit()
+        try:
+            yield await turn
+        finally:
+            if turn.done() and not turn.cancelled():
+                self._inside -= turn.result()
+            turn.cancel()
+            self._want(-calls)
             self._admit()
-            try:
-                yield await turn
-            finally:
-                if turn.done() and not turn.cancelled():
-                    self._inside -= turn.result()
-                turn.cancel()
-                self._admit()
 
     def _want(self, calls: int) -> None:
         self._wanted += calls
