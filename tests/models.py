@@ -111,6 +111,17 @@ def batch_fails_on_negative(xs: list[int]) -> list[int]:
     return [fails_on_negative(x) for x in xs]
 
 
+negative_is_bad = True
+"""Whether `picky` fails on negative numbers."""
+
+
+def picky(x: int) -> int:
+    calls[x] += 1
+    if negative_is_bad and x < 0:
+        raise ValueError(f"{x} is negative")
+    return x
+
+
 recorded: list[object] = []
 """What `record` was called with, in this process."""
 was_recorded = threading.Event()

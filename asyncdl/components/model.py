@@ -54,7 +54,8 @@ class Model(Component):
         Seconds before the first of them, doubled for each further one, with up to half of it added by chance.
     retry_on, give_up_on
         Exception types (or their names, ``"module:Name"``) that are worth another attempt, and that are not; what derives from
-        them is meant, too. Default: all are.
+        them is meant, too. Default: all are. They hold for rows, and for jobs that fail on what concerns all rows: ``retry_on``
+        only for what the model fails with (`ModelError` and its kin), since a database's errors are not its affair.
     resources
         What a Dask worker must have free for each batch, as it declares it (``dask worker --resources "GPU=1"``):
         ``{"GPU": 1}``. Compute on this machine declares nothing and does not look at them.

@@ -79,6 +79,9 @@ class _Batch:
         self.outputs: list[Any] = [None] * len(inputs)
         self.finished: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self.workers: set[asyncio.Task[None]] = set()
+        self.coming = 0
+        """Workers that have not begun yet: each will take a row."""
+        self.in_line = False
 
     def done(self, index: int, output: Any) -> None:
         self.outputs[index] = output
@@ -154,11 +157,12 @@ class Lane:
             return []
         batch = _Batch(function, inputs)
         self._waiting.append(batch)
+        batch.in_line = True
         self._fill()
         try:
             return await batch.finished
         finally:
-            if batch in self._waiting:
+            if batch.in_line:
                 self._waiting.remove(batch)
             for worker in batch.workers:
                 worker.cancel()
@@ -167,14 +171,17 @@ class Lane:
         """Begin as many calls as there is room for, of the batch that has waited longest first."""
         while self._free > 0 and self._waiting:
             batch = self._waiting[0]
-            wanted = 0 if batch.finished.done() else batch.untaken
-            for _ in range(min(self._free, wanted)):
+            wanted = 0 if batch.finished.done() else batch.untaken - batch.coming
+            hired = max(min(self._free, wanted), 0)
+            for _ in range(hired):
                 self._free -= 1
+                batch.coming += 1
                 worker = self._spawn(self._work(batch))
                 batch.workers.add(worker)
                 worker.add_done_callback(partial(self._ended, batch))
-            if self._free > 0:
+            if hired >= wanted:
                 self._waiting.popleft()
+                batch.in_line = False
 
     def _ended(self, batch: _Batch, worker: asyncio.Task[None]) -> None:
         batch.workers.discard(worker)
@@ -183,10 +190,12 @@ class Lane:
 
     async def _work(self, batch: _Batch) -> None:
         """Call the function with one row after the other, as long as the batch has any."""
+        batch.coming -= 1
         while True:
             if self._free < 0:  # fewer are allowed by now: what is left goes on when there is room
-                if batch not in self._waiting:
+                if not batch.in_line:
                     self._waiting.appendleft(batch)
+                    batch.in_line = True
                 return
             index, row = next(batch.rows, (-1, None))
             if index < 0:

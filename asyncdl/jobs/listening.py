@@ -21,7 +21,7 @@ from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, with_datatype
-from asyncdl.compute.base import ModelCall, ModelTask, RowError
+from asyncdl.compute.base import ModelCall, ModelTask, RowError, kinds_of
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
@@ -30,6 +30,7 @@ from asyncdl.errors import (
     ConflictError,
     DatatypeError,
     LeaseLostError,
+    ModelError,
     ModelOutputError,
     QueryError,
     StoreError,
@@ -62,6 +63,7 @@ class ListenerWork(Work):
         self._batches = 0
         self._shard = Shard.of_job(self._arguments)
         self._split: list[Change] = []
+        self._rules: ModelCall | None = None
 
     async def run(self) -> None:
         """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
@@ -111,6 +113,14 @@ class ListenerWork(Work):
             if not any(record.status == "ready" for record in records):
                 return False
         return True
+
+    def gives_up_on(self, error: Exception) -> bool:
+        """Return whether the model's rules say that such an error, of its own or not, is not worth another attempt."""
+        if self._rules is None:
+            return False
+        if isinstance(error, ModelError):
+            return not self._rules.retries_after(error)
+        return self._rules.gives_up_on(kinds_of(error))
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""
@@ -169,7 +179,7 @@ class ListenerWork(Work):
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
         limits = await registry.load(model)  # its limits may be others than when the listener was loaded
         assert isinstance(limits, Model)  # noqa: S101 - listeners have no other models
-        self._call: ModelCall = registry.call(limits, model, signature_of(component.key))
+        self._rules = self._call = registry.call(limits, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)

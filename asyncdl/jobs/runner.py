@@ -270,7 +270,8 @@ class Runner:
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
-        if job.attempts < job.max_attempts and not isinstance(error, QueueDeadlineError):
+        hopeless = isinstance(error, QueueDeadlineError) or (work is not None and work.gives_up_on(error))
+        if job.attempts < job.max_attempts and not hopeless:
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
             logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
             await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))

@@ -129,6 +129,10 @@ class Work(ABC):
         """Return what success changes; called when `run` has returned."""
         return Conclusion()
 
+    def gives_up_on(self, error: Exception) -> bool:
+        """Return whether an attempt that failed so is to be the last one."""
+        return False
+
     async def give_up(self) -> Sequence[Change]:
         """Return what is changed when the last attempt has failed."""
         return ()

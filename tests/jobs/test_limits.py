@@ -306,3 +306,48 @@ def test_a_share_is_one_integer_that_every_store_can_hold(held, wants, beat):
 def test_limits_are_positive(wrong):
     with pytest.raises(InvalidComponentError, match="must be positive"):
         Model("m", models.double, **wrong)
+
+
+async def test_a_worker_drains_with_a_paused_a_limited_and_a_running_job_at_no_cost_of_an_attempt(counting):
+    import counting as module
+    import gating
+
+    async with counting.writer() as db:
+        worker = await counting.ready("one", grace=1.0)
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(400)]))
+        await db.wait_idle(60)
+        paused = Listener("paused", model=Model("free", module.call), key="x", select=t)
+        await db.add(paused, wait=True)
+        await db.pause("listener", "paused")
+        counting.path("calls").unlink()
+        slow = Model("slow", module.call, rate_limit=2)  # would take 200 s
+        stuck = Model("stuck", module.stuck, max_concurrency=2)
+        gated = Model("gated", gating.gated)
+        for model in (slow, stuck, gated):
+            await db.add(Listener(model.identifier, model=model, key="x", select=t))
+        await db.execute(t.insert({"id": 1000, "x": 1000}))
+        await exists(counting.path("one"))
+        while len([1 for what, _, _ in noted(counting) if what == "begin"]) < 4:  # noqa: ASYNC110 - the worker writes
+            await asyncio.sleep(0.01)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.stdout is not None
+        while "stopping" not in await asyncio.to_thread(worker.stdout.readline):
+            pass
+        counting.path("one.gate").touch()  # a thread cannot be stopped within a call
+        await asyncio.to_thread(worker.communicate)
+        assert worker.returncode == 0
+        jobs = await db.jobs.list()
+        assert {job.state for job in jobs} <= {"succeeded", "pending", "paused"}
+        assert all(job.attempts == 0 for job in jobs if job.state != "succeeded")
+        assert not [name for name in await db.metadata.cursors() if name.startswith("share:")]
+        assert (await db.show("listener", "paused", -1))["paused"] is True
+        # others go on where it stopped, within limits that are no hindrance any more
+        counting.path("gate").touch()
+        counting.path("two.gate").touch()
+        await db.add(Model("slow", module.call))
+        await counting.ready("two")
+        await db.resume("listener", "paused")
+        await db.wait_idle(90)
+        for name in ("slow", "stuck", "gated", "paused"):
+            assert len(await rows_of(db, t.outputs(name).select("id"))) == 401
