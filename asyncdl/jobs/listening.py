@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -48,6 +49,7 @@ from asyncdl.metadata.base import (
     ComponentRecord,
     JobFilter,
     JobRecord,
+    PutJob,
     SetComponentState,
     SetComponentStatus,
 )
@@ -62,7 +64,7 @@ class ListenerWork(Work):
         self._total: int | None = None
         self._batches = 0
         self._shard = Shard.of_job(self._arguments)
-        self._split: list[Change] = []
+        self._split: list[PutJob] = []
         self._rules: ModelCall | None = None
 
     async def run(self) -> None:
@@ -95,8 +97,11 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        if self._job.kind != BACKFILL or self._split:
-            return Conclusion(self._split)
+        if self._job.kind != BACKFILL:
+            return Conclusion()
+        if self._split:
+            [own] = await self._stores.metadata.jobs(JobFilter(ids=[self._job.id]))
+            return Conclusion([PutJob(replace(each.record, priority=own.priority)) for each in self._split])
         counted: list[Change] = []
         if self._shard is not None:
             counted, last = await self._shard.succeeded(self._stores.metadata)

@@ -202,8 +202,9 @@ class Shares:
         now = asyncio.get_running_loop().time()
         cursors = await self._metadata.cursors()
         turn, own = cursors.get(shares_of(self._name), 0), share_of(self._name, self._owner)
-        if self._mine is not None and cursors.get(own) != self._mine.encoded():
-            self._mine = None  # we were taken for dead
+        # Others only ever delete it. It may be another than we know of: a commit got through, and we were not told.
+        self._mine = Share.decoded(cursors[own]) if own in cursors else None
+        if self._mine is None:
             self._use(0)
         prefix = share_of(self._name, "")
         values = {name: seq for name, seq in cursors.items() if name.startswith(prefix) and name != own}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 import asyncdl
 from asyncdl import Listener, Model
 from asyncdl.components.cursors import belonging
-from asyncdl.errors import ConflictError, InvalidComponentError, ModelError
-from asyncdl.jobs.shares import Share, divide
+from asyncdl.errors import ConflictError, InvalidComponentError, ModelError, StoreUnavailableError
+from asyncdl.jobs.shares import Share, Shares, divide
 from asyncdl.metadata.base import DeleteCursor
 from tests import models
 from tests.conftest import rows_of
@@ -351,3 +352,107 @@ async def test_a_worker_drains_with_a_paused_a_limited_and_a_running_job_at_no_c
         await db.wait_idle(90)
         for name in ("slow", "stuck", "gated", "paused"):
             assert len(await rows_of(db, t.outputs(name).select("id"))) == 401
+
+
+@pytest.mark.parametrize(("on_loop", "limit"), [(True, 1), (True, 5), (False, 2)])
+async def test_limits_hold_on_a_dask_cluster(tmp_path, on_loop, limit):
+    uris = {
+        "databackend": f"sqlite:///{tmp_path / 'app.db'}",
+        "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
+    }
+    noted_in = str(tmp_path / "calls")
+
+    def note(what):
+        with open(noted_in, "a") as file:
+            file.write(f"{what}\n")
+
+    def plain(x):
+        note("begin")
+        time.sleep(0.002)
+        note("end")
+        return x
+
+    async def coroutine(x):
+        note("begin")
+        await asyncio.sleep(0.002)
+        note("end")
+        return x
+
+    async with asyncdl.connect(**uris, compute="dask://?workers=2&threads=2") as db:
+        await db.compute.wait_for_workers(2)
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(60)]))
+        model = Model("limited", coroutine if on_loop else plain, max_concurrency=limit)
+        added = await db.add(Listener("limited", model=model, key="x", select=t))
+        await asyncio.gather(*(db.predict("limited", n) for n in range(20)), added.wait(60))
+        lines = (tmp_path / "calls").read_text().split()
+        assert lines.count("begin") >= 80
+        assert most_at_once([(line, 0, 0.0) for line in lines]) <= limit
+
+
+class Unreachable:
+    """A metadata store in front of another one: now and then it is away, before a commit or after it."""
+
+    def __init__(self, store, rng):
+        self._store, self._rng = store, rng
+        self.troubles = 0
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def commit(self, *changes, joining=None):
+        chance = self._rng.random()
+        if chance < 0.15:
+            self.troubles += 1
+            raise StoreUnavailableError("away before")
+        committed = await self._store.commit(*changes, joining=joining)
+        if chance > 0.85:
+            self.troubles += 1
+            raise StoreUnavailableError("away after: it was committed, and nobody was told")
+        return committed
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_shares_never_add_up_to_more_than_the_limit_on_a_store_that_is_away_at_times(tmp_path, seed):
+    from asyncdl.drivers.sqlite import SQLiteDatabase
+    from asyncdl.metadata.sql import SQLMetadataStore
+
+    rng, limit = random.Random(seed), 5
+    store = SQLMetadataStore(SQLiteDatabase(tmp_path / "meta.db"))
+    await store.open()
+    allowed: dict[str, int] = {}
+    most = 0
+    done = 0
+
+    async def process(name: str) -> None:
+        nonlocal most, done
+        away = Unreachable(store, rng)
+        stores.append(away)
+        shares = Shares(away, "m", name, 60.0, lambda calls: allowed.__setitem__(name, calls), lambda: 0)
+        shares.limit_to(limit)
+        keeping = asyncio.ensure_future(shares.run())
+        inside: set[object] = set()
+        under_way[name] = inside
+
+        async def call() -> None:
+            nonlocal most, done
+            async with shares.places(1):
+                inside.add(token := object())
+                most = max(most, sum(map(len, under_way.values())))
+                await asyncio.sleep(rng.random() * 0.003)
+                inside.discard(token)
+                done += 1
+
+        await asyncio.gather(*(call() for _ in range(60)))
+        await keeping
+
+    under_way: dict[str, set[object]] = {}
+    stores: list[Unreachable] = []
+    try:
+        await asyncio.gather(*(process(f"p{n}") for n in range(3)))
+        assert done == 180
+        assert sum(each.troubles for each in stores)
+        assert most <= limit
+        assert not [name for name in await store.cursors() if name.startswith("share:")]
+    finally:
+        await store.aclose()

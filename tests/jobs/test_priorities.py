@@ -8,7 +8,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Application, ComponentTuned, Listener, Model, Table
-from asyncdl.errors import InvalidComponentError
+from asyncdl.errors import InvalidComponentError, JobError, JobNotFoundError
 from asyncdl.metadata.base import JobRecord, PutJob
 from asyncdl.query import table_in
 from tests import models
@@ -131,6 +131,26 @@ async def test_a_job_of_low_priority_has_its_turn_however_many_come_before_it(ur
         assert order.index("low") <= 8
         assert order[:5] == [f"high{n}" for n in range(5)]
         assert len(order) == 41
+
+
+async def test_a_job_can_get_a_priority_of_its_own(uris):
+    async with asyncdl.connect(**uris) as db:
+        await prepared(db, 0, one=0, two=5)
+        await db.wait_idle(60)
+        await db.pause("listener", "one")
+        await db.pause("listener", "two")
+        await db.execute(db["numbers"].insert({"id": 1, "x": 1}))
+        await db.wait_idle(60)
+        called = await names(db)
+        [job] = [each for each in await db.jobs.list(state="paused") if called[each.target] == "one"]
+        await db.jobs.prioritize(job.id, 10_000)
+        assert (await db.jobs.get(job.id)).priority == 10_000
+        await db.resume("listener", "one")
+        await db.wait_idle(60)
+        with pytest.raises(JobError, match="succeeded"):
+            await db.jobs.prioritize(job.id, 1)
+        with pytest.raises(JobNotFoundError):
+            await db.jobs.prioritize("nothing", 1)
 
 
 @pytest.mark.parametrize("wrong", [1.5, "high", True, None, 10**7])
