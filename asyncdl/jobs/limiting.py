@@ -112,10 +112,11 @@ class LimitedCompute(ComputeBackend):
         if task.call.rate_limit is not None:
             return await self._paced(task, task.call.rate_limit)
         shares = self._share(task.call)
-        if task.call.placement != "loop" or task.call.batch:
+        if task.call.placement != "loop":
             async with shares.places(1):
                 return await self._compute(task)
-        async with shares.places(min(-(-shares.limit // _PARTS), max(len(task.inputs), 1))) as granted:
+        calls = 1 if task.call.batch else max(len(task.inputs), 1)
+        async with shares.places(min(-(-shares.limit // _PARTS), calls)) as granted:
             # counted where it runs, apart from the calls of other batches
             call = replace(task.call, max_concurrency=granted, name=f"{task.call.name}:{task.key}")
             return await self._compute(replace(task, call=call))
