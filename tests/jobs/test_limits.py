@@ -21,6 +21,7 @@ from asyncdl.jobs.shares import Share, Shares, divide
 from asyncdl.metadata.base import DeleteCursor
 from tests import models
 from tests.conftest import rows_of
+from tests.jobs.stores import STORES, uris_of
 from tests.jobs.test_many_processes import exists, setup  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.anyio
@@ -149,12 +150,10 @@ async def test_the_calls_of_a_process_that_was_killed_are_others_within_the_leas
 # several datalayers in this process are several processes to each other
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[each for each in STORES if each != "two databases"])
 def uris(request, tmp_path):
-    uri = f"sqlite:///{tmp_path / 'app.db'}"
-    if request.param == "postgresql":
-        uri = request.getfixturevalue("postgresql").url(tmp_path)
-    return {"databackend": uri, "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    with uris_of(request, tmp_path) as uris:
+        yield uris
 
 
 @asynccontextmanager
