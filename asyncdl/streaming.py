@@ -21,6 +21,7 @@ from asyncdl.components.model import Model
 from asyncdl.components.registry import InstalledModelLoader
 from asyncdl.compute.base import ModelCall
 from asyncdl.compute.calling import Function, Stop, per_input, row_error
+from asyncdl.compute.closing import Closing
 from asyncdl.compute.coroutines import is_ours
 from asyncdl.compute.workers import Workers
 from asyncdl.errors import ClosedError, ModelError
@@ -54,6 +55,7 @@ class Streams:
         self._predictor = predictor
         self._loader = loader
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = Closing()
         self._room: dict[str, asyncio.Semaphore] = {}
         self._threads: Workers[_NoStop] | None = None
 
@@ -61,7 +63,9 @@ class Streams:
         """Yield a model's output for one input in pieces."""
         signature, given = one_input(args, kwargs)
         found, call = await self._predictor.find(model, signature)
-        function = yielding(await self._loader(call), call, found)
+        loaded = await self._loader(call)
+        self._closing.remember(loaded)
+        function = yielding(loaded, call, found)
         send, receive = anyio.create_memory_object_stream[Any](0)
         room = self._room.setdefault(call.uuid, asyncio.Semaphore(call.max_concurrency))
         task = self._spawn(self._pump(found, function, given, send, room))
@@ -85,6 +89,7 @@ class Streams:
             await asyncio.wait(self._tasks)
         if self._threads is not None:
             await self._threads.aclose(_GRACE)
+        await self._closing.aclose(_GRACE)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name="asyncdl: a stream")
