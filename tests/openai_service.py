@@ -67,8 +67,9 @@ class Service:
                 data = json.dumps(_completion("chat.completion.chunk", [choice]))
                 await response.write(f"data: {data}\n\n".encode())
             await response.write(b"data: [DONE]\n\n")
-        except ConnectionResetError:
+        except (ConnectionResetError, asyncio.CancelledError):
             self.left.set()
+            raise
         return response
 
     async def embeddings(self, request: web.Request) -> web.Response:
