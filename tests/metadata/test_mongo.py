@@ -377,8 +377,7 @@ async def test_a_process_killed_while_committing_leaves_whole_commits(url: str) 
     for life in range(4):
         process = committer(url, f"life{life}", 1_000_000, 5)
         assert process.stdout is not None
-        for _ in range(20 + life):
-            lines.append(await asyncio.to_thread(process.stdout.readline))
+        lines += [await asyncio.to_thread(process.stdout.readline) for _ in range(20 + life)]
         process.kill()
         # By the same reader: communicate() reads past what that has in its buffer, and would begin in the middle of a line.
         out = await asyncio.to_thread(process.stdout.read)
