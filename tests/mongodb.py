@@ -57,7 +57,7 @@ class Mongod:
     def start(self) -> None:
         """Start it, also again after `kill`, and wait until it can be written to."""
         command = [program(), "--dbpath", str(self._folder), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
-        command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+        command += ["--wiredTigerCacheSizeGB", "1", "--nounixsocket"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", "--setParameter", "enableTestCommands=1"]
         if self.replica_set:
             command += ["--replSet", "rs0", "--oplogSize", "256"]

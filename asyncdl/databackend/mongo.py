@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 from asyncdl.databackend.base import (
     ANY,
@@ -90,6 +91,7 @@ class MongoDataBackend(DataBackend):
         self._documents = MongoDocuments(database)
         self._writer = MongoWriter(self._documents, self._values)
         self._declared: dict[str, TableSchema] = {}
+        self._making: WeakKeyDictionary[MongoUnit, dict[str, TableSchema]] = WeakKeyDictionary()
         self._looked = -_INTERVAL
         self._open = False
 
@@ -148,8 +150,9 @@ class MongoDataBackend(DataBackend):
             self._looked = time.monotonic()
         return self._declared
 
-    async def _columns(self, table: str) -> Mapping[str, str]:
-        found = (await self._schemas()).get(table)
+    async def _columns(self, table: str, tx: MongoUnit | None = None) -> Mapping[str, str]:
+        found = None if tx is None else self._making.get(tx, {}).get(table)
+        found = found or (await self._schemas()).get(table)
         return {} if found is None else found.columns
 
     def as_made(self, schema: TableSchema) -> TableSchema:
@@ -172,13 +175,18 @@ class MongoDataBackend(DataBackend):
         await self._documents.create(made.name)
         row = {KEY: made.name, "columns": columns}
         tx.defer(lambda session: self._documents.put_declared(TABLES, row, session))
-        self._declared[made.name] = made
+        tx.afterwards(lambda _: self._look_again())
+        self._making.setdefault(tx, {})[made.name] = made
 
     async def drop_table(self, name: str, tx: MongoUnit) -> None:
         """Drop a collection, if there is one."""
         tx.defer(lambda session: self._documents.delete(TABLES, {KEY: name}, session))
+        tx.afterwards(lambda _: self._look_again())
         tx.afterwards(lambda _: self._documents.drop(name))
-        self._declared.pop(name, None)
+        self._making.get(tx, {}).pop(name, None)
+
+    async def _look_again(self) -> None:
+        self._looked = -_INTERVAL
 
     # queries
 
@@ -248,7 +256,7 @@ class MongoDataBackend(DataBackend):
         self._check_open()
         request = check_request(request)
         check_table(request.table)
-        return await self._writer.write(request, await self._columns(request.table), tx)
+        return await self._writer.write(request, await self._columns(request.table, tx), tx)
 
     # what other programs write
 
@@ -344,8 +352,11 @@ class MongoDataBackend(DataBackend):
     ) -> list[Key]:
         """Delete the outputs whose source row the select no longer has; return the ids of their root rows."""
         scanner, there = await self._scanner(select, outputs), self._outputs(table)
-        # Looked for outside the transaction, where it may take long; and again in it, where there are any.
-        found = await scanner.orphans(there, ids)
+        if tx.fresh:
+            # Looked for outside the transaction, where it may take long; and again in it, where there are any.
+            found = await scanner.orphans(there, ids)
+        else:  # what it has deleted is seen by itself alone
+            found = await tx.run(lambda session: scanner.orphans(there, ids, session))
         roots = list({hashed(root): root for root in found.values()}.values())
         return await tx.run(lambda session: scanner.sweep(there, roots, session)) if roots else []
 
