@@ -22,6 +22,7 @@ from asyncdl.databackend.base import (
     Written,
 )
 from asyncdl.databackend.documents import DocumentPlan
+from asyncdl.databackend.mongo_moving import MongoMover
 from asyncdl.databackend.mongo_outputs import MongoOutputs, hashed
 from asyncdl.databackend.mongo_scan import MongoScanner
 from asyncdl.databackend.mongo_values import MongoValues
@@ -90,6 +91,7 @@ class MongoDataBackend(DataBackend):
         self._values = MongoValues(datatypes)
         self._documents = MongoDocuments(database)
         self._writer = MongoWriter(self._documents, self._values)
+        self._mover = MongoMover(self._documents, self._values)
         self._declared: dict[str, TableSchema] = {}
         self._making: WeakKeyDictionary[MongoUnit, dict[str, TableSchema]] = WeakKeyDictionary()
         self._looked = -_INTERVAL
@@ -257,6 +259,23 @@ class MongoDataBackend(DataBackend):
         request = check_request(request)
         check_table(request.table)
         return await self._writer.write(request, await self._columns(request.table, tx), tx)
+
+    # moving
+
+    async def rows(
+        self, table: str, *, after: Row | None = None, size: int = 1000
+    ) -> AsyncIterator[list[Mapping[str, Any]]]:
+        """Yield a collection's documents, as they are, in the order of their ids."""
+        self._check_open()
+        async with aclosing(self._mover.rows(table, await self._columns(table), after, size)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                yield page
+
+    async def put_rows(self, table: str, rows: Sequence[Mapping[str, Any]], tx: MongoUnit) -> None:
+        """Write documents as they are, in the place of those that have their ids."""
+        self._check_open()
+        encoded = await self._mover.encoded(check_table(table), await self._columns(table, tx), rows)
+        tx.defer(lambda session: self._mover.put(table, encoded, session))
 
     # what other programs write
 

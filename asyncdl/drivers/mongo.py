@@ -391,7 +391,9 @@ class MongoDatabase:
                     if waited > _OUTAGE:
                         raise
                 elif waited > _CONFLICTS:
-                    raise StoreTimeoutError(f"a transaction was undone again and again, for {waited:.0f} s: {error}") from error
+                    raise StoreTimeoutError(
+                        f"a transaction was undone again and again, for {waited:.0f} s: {error}"
+                    ) from error
             if time.monotonic() - freed > _STALLED / 2:
                 await self._free()
                 freed = time.monotonic()

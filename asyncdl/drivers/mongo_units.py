@@ -187,5 +187,7 @@ async def retrying(attempt: Callable[[], Awaitable[T]]) -> T:
             if not labelled(error, "TransientTransactionError"):
                 raise
             if time.monotonic() - begun > _PATIENCE:
-                raise StoreTimeoutError(f"a transaction was undone again and again, for {_PATIENCE:.0f} s: {error}") from error
+                raise StoreTimeoutError(
+                    f"a transaction was undone again and again, for {_PATIENCE:.0f} s: {error}"
+                ) from error
         await asyncio.sleep(random.random() * min(0.05, 0.001 * 2 ** min(tries, 10)))  # noqa: S311 - no secret

@@ -12,8 +12,8 @@ from asyncdl.errors import DatatypeError, UnknownColumnError
 from asyncdl.testing.databackend import RowTests
 from asyncdl.testing.databackend_documents import DocumentTests
 from asyncdl.testing.databackend_hooks import BackendHooks
+from asyncdl.testing.databackend_moving import MovingTests
 from asyncdl.testing.databackend_tables import TableTests
-from asyncdl.testing.databackend_values import ValueTests
 
 LENGTH = OutputTable("_outputs_length", "length", ("id",), {"id": "int64"}, "int64")
 WORDS = OutputTable("_outputs_words", "words", ("id",), {"id": "int64"}, "string", flatten=True)
@@ -243,9 +243,9 @@ class TableOutputTests(OutputTests):
             await backend.scan(self.language.pick("t", "id"), {}, ["text"], after=None, limit=1, missing=None)
 
 
-class DataBackendTests(ValueTests, RowTests, TableTests, TableOutputTests):
+class DataBackendTests(RowTests, TableTests, TableOutputTests, MovingTests):
     """What every databackend of tables must do."""
 
 
-class DocumentBackendTests(ValueTests, RowTests, DocumentTests, OutputTests):
+class DocumentBackendTests(RowTests, DocumentTests, OutputTests, MovingTests):
     """What every databackend of documents must do."""
