@@ -103,13 +103,18 @@ class _Columns:
     def _inferred(self, name: str, value: Any, key: Any) -> str | None:
         if name == KEY and isinstance(value, dict):
             return "json"
+        value = _value(value)
+        if type(value).__module__.partition(".")[0] == "bson":
+            raise DatatypeError(
+                f"{self._what(key)}: its {name!r} is of type {codec.kind_of(value)}, which only MongoDB has"
+            )
         try:
-            found = infer([_value(value)])
+            found = infer([value])
         except DatatypeError as error:
             raise DatatypeError(f"{self._what(key)}: its {name!r}, of type {codec.kind_of(value)}: {error}") from error
         if found == "pickle":
             raise DatatypeError(
-                f"{self._what(key)}: its {name!r} is of type {codec.kind_of(value)}, which only MongoDB has"
+                f"{self._what(key)}: its {name!r} is of type {codec.kind_of(value)}, which is no column's"
             )
         return found
 
