@@ -63,6 +63,12 @@ class Mongod:
             command += ["--replSet", "rs0", "--oplogSize", "256"]
         if self.auth:
             command += ["--auth"]
+        if self.auth and self.replica_set:  # members know each other by a key
+            key = self._folder / "key"
+            if not key.exists():
+                key.touch(0o600)
+                key.write_text("asyncdl" * 10)
+            command += ["--keyFile", str(key)]
         log = self._folder / "log"
         with log.open("ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out)

@@ -19,7 +19,6 @@ from asyncdl.errors import ConstraintError, DatatypeError
 
 _PAGE = 8 * 2**20
 """Bytes of a page's documents, unless a few have more: what a transaction can write well."""
-_LARGEST = 16 * 2**20
 
 
 class MongoMover:
@@ -64,10 +63,10 @@ class MongoMover:
             except DatatypeError as error:
                 kind = codec.kind_of(value)
                 raise DatatypeError(f"{what}: its {column!r}, of type {kind}: {error}") from error
-        found = self._documents.encoded(stored)
-        if len(found.raw) > _LARGEST:
-            raise ConstraintError(f"{what}: it is {len(found.raw):,} bytes large, and documents hold 16 MiB")
-        return document[KEY], found
+        try:
+            return document[KEY], self._documents.encoded(stored)
+        except ConstraintError as error:
+            raise ConstraintError(f"{what}: {error}") from error
 
     async def put(self, name: str, encoded: Sequence[tuple[Any, Any]], tx: MongoTransaction | None) -> None:
         """Write encoded documents, in the place of those that have their ids."""

@@ -9,11 +9,14 @@ from typing import Any
 
 from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction
 from asyncdl.drivers.mongo_errors import translated
-from asyncdl.errors import AsyncDLError, ClosedError, DatatypeError, QueryError, StoreError
+from asyncdl.errors import AsyncDLError, ClosedError, ConstraintError, DatatypeError, QueryError, StoreError
 
 _NO_QUERY = {2, 9, 14, 40, 51, 52, 54, 55, 56, 66, 168, 15958, 15959, 16020, 16410, 17276, 28667, 40228, 40323, 40324}
 """Codes by which the server refuses what a query says; from 10,000 on are those of single operators."""
+LARGEST = 16 * 2**20
+"""Bytes of a document."""
 _LARGEST = 15 * 2**20
+"""Bytes of an output's value."""
 _FEW = 20
 """Documents that are taken at once where their bytes are counted."""
 _DUPLICATES = {11000, 11001}
@@ -193,8 +196,10 @@ class MongoDocuments:
     # writing
 
     async def insert(self, name: str, documents: Sequence[Mapping[str, Any]], tx: MongoTransaction | None) -> None:
-        """Insert documents, in order; they have their ids."""
+        """Insert documents, in order; they have their ids. Without a transaction, none if one of them cannot be stored."""
         found = self.database.documents(name)
+        if tx is None:  # the driver would send what stands before a large one
+            documents = await asyncio.to_thread(lambda: [self.encoded(each) for each in documents])
         with asked(f"insert on {name!r}"):
             await self.database.call(
                 lambda: found.insert_many(documents, ordered=True, **_session(tx)), to_the_end=True
@@ -252,13 +257,19 @@ class MongoDocuments:
         )
 
     def encoded(self, document: Mapping[str, Any]) -> Any:
-        """Return a document as the bytes that it is stored as; raises `DatatypeError` where it cannot be."""
+        """Return a document as the bytes that it is stored as; raises `DatatypeError` or `ConstraintError` where it cannot be."""
         import bson  # noqa: PLC0415 - the driver is imported when it is used
         from bson.raw_bson import RawBSONDocument  # noqa: PLC0415 - the same
 
         options = self.database.documents("any").codec_options
         with asked("a document"), translated(self.database.url):
-            return RawBSONDocument(bson.encode(document, codec_options=options))
+            found = RawBSONDocument(bson.encode(document, codec_options=options))
+        if len(found.raw) > LARGEST:
+            raise ConstraintError(
+                f"{self.database.url}: the document {document.get('_id')!r:.100} is {len(found.raw):,} bytes large, and "
+                "MongoDB's hold 16 MiB"
+            )
+        return found
 
     def check(self, document: Mapping[str, Any]) -> None:
         """Raise `DatatypeError` for a document that cannot be stored."""
