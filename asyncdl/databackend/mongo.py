@@ -106,8 +106,12 @@ class MongoDataBackend(DataBackend):
         """Connect."""
         if not self._open:
             await self.database.open()
-            if self.database.transactional:
-                await prepare_marks(self.database)
+            try:
+                if self.database.transactional:
+                    await prepare_marks(self.database)
+            except BaseException:
+                await self.database.aclose()
+                raise
             self._open, self._looked = True, -_INTERVAL
 
     async def aclose(self) -> None:
