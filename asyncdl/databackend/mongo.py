@@ -196,20 +196,25 @@ class MongoDataBackend(DataBackend):
 
     # queries
 
-    def _plan(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> tuple[DocumentPlan, tuple[str, ...]]:
+    async def _plan(
+        self, query: ReadQuery, outputs: Mapping[str, OutputTable]
+    ) -> tuple[DocumentPlan, tuple[str, ...], Mapping[str, str]]:
+        """Return a query's plan, its key, and the datatypes of what it gives, as far as they are declared."""
         self._check_open()
         built = query.build(MongoCatalog(outputs))
         if not isinstance(built.expression, DocumentPlan):
             raise QueryError(
                 f"a MongoDB databackend takes MongoDB's own queries, such as db['docs'].find(...), not {query!r}"
             )
-        return built.expression, built.key
+        plan, columns = built.expression, await self._columns(built.expression.collection)
+        plan = self._values.asked(columns, plan)
+        return plan, built.key, {**columns, **plan.decoded}
 
     async def check(
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], tables: Mapping[str, TableSchema] | None = None
     ) -> TableSchema:
         """Have the server plan a query, and return what is known of its documents."""
-        plan, key = self._plan(query, outputs)
+        plan, key, _ = await self._plan(query, outputs)
         await self._documents.explain(plan.collection, plan.stages)
         declared = dict(await self._columns(query.root()))
         joined = {name: output.datatype or ANY for name, output in outputs.items()}
@@ -220,8 +225,7 @@ class MongoDataBackend(DataBackend):
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int = 1000
     ) -> AsyncIterator[tuple[tuple[str, ...], list[Any]]]:
         """Run a query and yield documents: no column names, and mappings in the place of tuples. A value has a name."""
-        plan, _ = self._plan(query, outputs)
-        decoded = {**(await self._columns(plan.collection)), **plan.decoded}
+        plan, _, decoded = await self._plan(query, outputs)
         call, name = plan.call, plan.collection
         if call is not None and call.method == "find_one":
             found = await self._documents.find_one(name, *call.args, **call.options)
@@ -254,7 +258,8 @@ class MongoDataBackend(DataBackend):
 
     async def prepare(self, request: Any) -> tuple[Any, list[Key] | None]:
         """Return a write whose documents have their ids, and the ids of those that it may concern, where they are known."""
-        request = self._writer.with_ids(check_request(request))
+        columns = await self._columns(check_request(request).table)
+        request = self._writer.with_ids(self._values.concerned(columns, request))
         return request, await self._writer.concerned(request)
 
     async def write(self, request: Any, outputs: Mapping[str, OutputTable], tx: MongoUnit) -> Written:
@@ -262,7 +267,8 @@ class MongoDataBackend(DataBackend):
         self._check_open()
         request = check_request(request)
         check_table(request.table)
-        return await self._writer.write(request, await self._columns(request.table, tx), tx)
+        columns = await self._columns(request.table, tx)
+        return await self._writer.write(self._values.concerned(columns, request), columns, tx)
 
     # moving
 
@@ -312,10 +318,9 @@ class MongoDataBackend(DataBackend):
         return MongoOutputs(self._documents, self._values, table)
 
     async def _scanner(self, select: ReadQuery, outputs: Mapping[str, OutputTable]) -> MongoScanner:
-        plan, key = self._plan(select, outputs)
+        plan, key, decoded = await self._plan(select, outputs)
         if not key:
             raise QueryError("the select of a listener must keep _id, and this one does not")
-        decoded = {**(await self._columns(plan.collection)), **plan.decoded}
         return MongoScanner(self._documents, self._values, plan, key, decoded)
 
     async def scan(

@@ -219,6 +219,26 @@ class ValueTests(BackendHooks):
             expected = [at for at, v in enumerate(values) if v < pivot]
             assert await self.ids(backend, self.language.where("t", ("v", "<", exact))) == expected
 
+    @pytest.mark.parametrize(
+        ("datatype", "values"),
+        [
+            ("int64", [1, 2, 2**60]),
+            ("string", ["a", "b", "ü"]),
+            ("decimal", [Decimal("9.5"), Decimal("10.25"), Decimal(100)]),
+            ("date", [date(900, 1, 1), date(2020, 1, 1), date(2021, 1, 1)]),
+            ("timestamp", [datetime(999, 1, 1), datetime(2020, 1, 1), datetime(2020, 1, 1, 0, 0, 1)]),
+            ("timestamp('UTC')", [datetime(year, 1, 1, tzinfo=EAST) for year in (999, 2020, 2021)]),
+        ],
+    )  # fmt: skip
+    async def test_conditions_on_declared_columns(self, backend: DataBackend, datatype: str, values: list[Any]) -> None:
+        await self.create(backend, TableSchema("t", {"id": "int64", "v": datatype, "n": "int64"}, ("id",)))
+        await self.insert(backend, "t", *({"id": at, "v": each, "n": 0} for at, each in enumerate([*values, None])))
+        for operator, expected in (("==", [1]), (">", [2]), ("<", [0])):
+            assert await self.ids(backend, self.language.where("t", ("v", operator, values[1]))) == expected
+            assert (await self.update(backend, "t", {"n": 1}, ("v", operator, values[1]))).ids == expected
+        assert await self.column(backend, "t", "n") == [1, 1, 1, 0]
+        assert (await self.delete(backend, "t", ("v", "<", values[2]))).ids in ([0, 1], [1, 0])
+
     async def test_nan_is_found_and_is_not_smaller(self, backend: DataBackend) -> None:
         if not self.every_float:
             await self.insert(backend, "t", {"id": 0, "v": 1.0})
