@@ -24,7 +24,8 @@ from asyncdl.compute.calling import Function, Stop, per_input, row_error
 from asyncdl.compute.closing import Closing
 from asyncdl.compute.coroutines import is_ours
 from asyncdl.compute.workers import Workers
-from asyncdl.errors import ClosedError, ModelError
+from asyncdl.errors import AsyncDLError, ClosedError, ModelError
+from asyncdl.jobs.limiting import LimitedCompute
 from asyncdl.prediction import Predictor, one_input
 
 _THREADS = 16
@@ -51,12 +52,12 @@ class _NoStop(Stop):
 class Streams:
     """Runs installed models that yield."""
 
-    def __init__(self, predictor: Predictor, loader: InstalledModelLoader) -> None:
+    def __init__(self, predictor: Predictor, loader: InstalledModelLoader, limits: LimitedCompute) -> None:
         self._predictor = predictor
+        self._limits = limits
         self._loader = loader
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = Closing()
-        self._room: dict[str, asyncio.Semaphore] = {}
         self._threads: Workers[_NoStop] | None = None
 
     async def stream(self, model: str | Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Any]:
@@ -67,8 +68,7 @@ class Streams:
         self._closing.remember(loaded)
         function = yielding(loaded, call, found)
         send, receive = anyio.create_memory_object_stream[Any](0)
-        room = self._room.setdefault(call.uuid, asyncio.Semaphore(call.max_concurrency))
-        task = self._spawn(self._pump(found, function, given, send, room))
+        task = self._spawn(self._pump(found, call, function, given, send))
         try:
             with receive:
                 async for piece in receive:
@@ -98,20 +98,16 @@ class Streams:
         return task
 
     async def _pump(
-        self, model: Model, function: Function, given: Any, send: MemoryObjectSendStream[Any], room: asyncio.Semaphore
+        self, model: Model, call: ModelCall, function: Function, given: Any, send: MemoryObjectSendStream[Any]
     ) -> None:
         with send:
-            await room.acquire()
             try:
-                pieces = function(given)
-                if inspect.isasyncgen(pieces):
-                    async with aclosing(pieces):
-                        async for piece in pieces:
-                            await send.send(piece)
-                else:
-                    await self._from_thread(pieces, send)
+                async with self._limits.turn(call):
+                    await self._yielded(function(given), send)
             except anyio.BrokenResourceError:  # whoever iterated has left
                 pass
+            except AsyncDLError:
+                raise
             except BaseException as error:  # a model may raise anything
                 if is_ours(error):
                     raise
@@ -119,8 +115,14 @@ class Streams:
                 raise ModelError(
                     f"{model} failed while it streamed: {failed.type}: {failed.message}\n{failed.traceback}"
                 ) from error
-            finally:
-                room.release()
+
+    async def _yielded(self, pieces: Any, send: MemoryObjectSendStream[Any]) -> None:
+        if not inspect.isasyncgen(pieces):
+            await self._from_thread(pieces, send)
+            return
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await send.send(piece)
 
     async def _from_thread(self, pieces: Iterator[Any], send: MemoryObjectSendStream[Any]) -> None:
         if self._threads is None:
