@@ -174,6 +174,15 @@ def blobs_of(fields: Mapping[str, Any]) -> set[str]:
     return {tree["v"] for tree in fields.values() if tree["$"] == "artifact"}
 
 
+def asks(tree: Any) -> bool:
+    """Return whether a declared field, or all fields of a declaration by name, hold a query."""
+    if isinstance(tree, list):
+        return any(map(asks, tree))
+    if not isinstance(tree, Mapping):
+        return False
+    return tree.get("$") == "query" or (tree.get("$") != "value" and any(map(asks, tree.values())))
+
+
 def resolve(reference: str) -> Any:
     """Return what an import path leads to.
 
