@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from asyncdl.events.types import ComponentReady as ComponentReady
     from asyncdl.events.types import ComponentRemoved as ComponentRemoved
     from asyncdl.events.types import Event as Event
+    from asyncdl.events.types import EventsTrimmed as EventsTrimmed
     from asyncdl.events.types import HandlerFailed as HandlerFailed
     from asyncdl.events.types import JobCancelled as JobCancelled
     from asyncdl.events.types import JobFailed as JobFailed
@@ -68,6 +69,7 @@ _HOMES = {
         "ComponentReady",
         "ComponentRemoved",
         "Event",
+        "EventsTrimmed",
         "HandlerFailed",
         "JobCancelled",
         "JobFailed",

@@ -154,6 +154,7 @@ class Connecting:
                 worker=settings.worker,
                 shard_rows=settings.job_shard_rows,
                 reconcile_every=settings.reconcile_every,
+                events_keep=settings.events_keep,
             )
             await db.open()
             db.closes(stack)

@@ -38,6 +38,7 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
+from asyncdl.jobs.retention import Retention
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
@@ -88,6 +89,7 @@ class Datalayer:
         worker: bool = True,
         shard_rows: int = 100_000,
         reconcile_every: float | None = None,
+        events_keep: float | None = None,
     ) -> None:
         self.databackend = databackend
         self.artifact_store = artifact_store
@@ -118,6 +120,8 @@ class Datalayer:
                 "recovery": self._recover,
                 "follower": Follower(stores, reconcile_every=reconcile_every).run,
             }
+        if worker and events_keep is not None:
+            services["retention"] = Retention(metadata, events_keep).run
         self._supervisor = Supervisor(services)
         self._stack = AsyncExitStack()
         self._handled_since: int | None = None
@@ -472,9 +476,14 @@ class Datalayer:
 
     # what happens
 
-    def on(self, *types: type[Event]) -> Callable[[H], H]:
-        """Return a decorator that registers a function to be called, in this process, for events of these types."""
-        return self._bus.on(*types)
+    def on(
+        self, *types: type[Event], table: str | None = None, component: tuple[str, str] | None = None
+    ) -> Callable[[H], H]:
+        """Return a decorator that registers a function to be called, in this process, for events of these types.
+
+        ``table="docs"`` or ``component=("listener", "length")`` narrows it to events about these.
+        """
+        return self._bus.on(*types, table=table, component=component)
 
     def off(self, handler: Handler) -> None:
         """Unregister a function that `on` registered."""

@@ -180,6 +180,13 @@ class Registry:
         self._loaded[record.uuid] = component
         return component
 
+    async def named(self, uuid: str) -> dict[str, Any]:
+        """Return the type and identifier of an installed component, as events name them; empty: it was removed."""
+        found: Any = self._loaded.get(uuid)
+        if found is None:
+            found = next(iter(await self.metadata.components(uuids=[uuid])), None)
+        return {} if found is None else {"type_id": found.type_id, "identifier": found.identifier}
+
     async def record(self, record: ComponentRecord) -> dict[str, Any]:
         """Return all that is known of an installed component, as plain values: without decoding any artifact."""
         data = msgspec.json.decode(record.data)

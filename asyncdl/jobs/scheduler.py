@@ -11,7 +11,7 @@ from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, Event
+from asyncdl.events.types import ComponentEvent, Event, EventsTrimmed
 from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, InstalledTrigger, Plan, merge, plan
 from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
 
@@ -22,7 +22,8 @@ _NOTHING = reference_of(nothing)
 _PAGE = 500
 PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
 """The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
-_COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
+_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
+"""What says that the components may be others: also that such an event may have been deleted before it was seen here."""
 
 
 class Scheduler:

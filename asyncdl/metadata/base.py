@@ -469,6 +469,10 @@ class MetadataStore(ABC):
         """Return where a named cursor stands."""
 
     @abstractmethod
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+
+    @abstractmethod
     async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
         """Return the distinct (first, last) of what is to be done: unfinished jobs, and events that a cursor has not passed.
 

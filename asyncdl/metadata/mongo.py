@@ -286,6 +286,13 @@ class MongoMetadataStore(MetadataStore):
         found = await self.database.find_one(collection("cursors"), {"_id": name, "gone": None})
         return None if found is None else int(found["seq"])
 
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+        self._check()
+        await self._commits.settle()
+        found = await self.database.find(collection("cursors"), {"gone": None})
+        return {each["_id"]: int(each["seq"]) for each in found}
+
     async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         self._check()

@@ -279,6 +279,11 @@ class SQLMetadataStore(MetadataStore):
         )
         return int(rows[0][0]) if rows else None
 
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+        rows = await self._rows("cursors", lambda: select(cursors.c.name, cursors.c.seq), {})
+        return {str(name): int(seq) for name, seq in rows}
+
     async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         kinds = _numbered("type", types)

@@ -150,6 +150,7 @@ READS: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
     "events": lambda store: store.events(0),
     "last_event": lambda store: store.last_event(),
     "cursor": lambda store: store.cursor("c"),
+    "cursors": lambda store: store.cursors(),
     "pending_causes": lambda store: store.pending_causes("nobody"),
     "jobs": lambda store: store.jobs(),
     "claimable": lambda store: store.claimable(1.0, limit=1),
@@ -527,10 +528,12 @@ class MetadataStoreTests(ABC):
         await store.commit(MoveCursor("c", 9, expected=5))
         await store.commit(MoveCursor("d", 2**53 + 1, expected=0))
         assert (await store.cursor("c"), await store.cursor("d")) == (9, 2**53 + 1)
+        assert await store.cursors() == {"c": 9, "d": 2**53 + 1}
         await store.commit(MoveCursor("c", 3))
         assert await store.cursor("c") == 3
         await store.commit(DeleteCursor("c"), DeleteCursor("never there"))
         assert await store.cursor("c") is None
+        assert await store.cursors() == {"d": 2**53 + 1}
         assert len(await self.raw(tmp_path, "cursors")) == 1
 
     async def test_of_many_schedulers_one_gets_each_event(self, store: MetadataStore, other: MetadataStore) -> None:
