@@ -24,8 +24,9 @@ from asyncdl.errors import (
     QueryError,
 )
 from asyncdl.events.bus import Handler
-from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
+from asyncdl.events.types import Event, ReconcileRequested, RetryRequested
 from asyncdl.installer import Installed
+from asyncdl.jobs.completion import set_up_range
 from asyncdl.jobs.handle import Added, Handle, Written
 from asyncdl.metadata.base import EventRecord
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
@@ -212,14 +213,11 @@ class Datalayer:
             for each in installed.records
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
-        events = installed.events
-        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
-            pending = {each.uuid for each in installed.records if each.status == "pending"}
-            names = [each.identifier for each in installed.records if each.uuid in pending]
-            stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
-            events = [each for each in stored if msgspec.json.decode(each.payload)["uuid"] in pending]
+        found = _range(installed.events)
+        if not installed.events:  # it was there: what it is waiting for, if anything, is to be waited for
+            found = dict(zip(found, await set_up_range(self.metadata, installed.records), strict=True))
         added = Added(
-            **_range(events),
+            **found,
             follow=self._follow,
             component=await self._registry.load(record),
             created=bool(installed.events),
