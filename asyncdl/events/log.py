@@ -73,6 +73,7 @@ class Subscription:
             await self.save()
         event = self._page[self._next]
         self._next += 1
+        self._position = max(self._position, event.seq - 1)  # what was passed over need not be read again
         return event
 
     async def _fill(self) -> None:
