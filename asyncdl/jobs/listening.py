@@ -29,6 +29,7 @@ from asyncdl.errors import (
     ComponentNotFoundError,
     ConflictError,
     DatatypeError,
+    InvalidComponentError,
     LeaseLostError,
     ModelOutputError,
     QueryError,
@@ -40,6 +41,7 @@ from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
+from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
 from asyncdl.jobs.work import Conclusion, Stores, Work
 from asyncdl.metadata.base import (
     AdvanceJob,
@@ -62,15 +64,47 @@ class ListenerWork(Work):
         self._batches = 0
         self._shard = Shard.of_job(self._arguments)
         self._split: list[Change] = []
+        self._waits = False
 
     async def run(self) -> None:
         """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
-        await self._load()
-        try:
-            await self._work()
-        except (StoreError, QueryError):  # its outputs may have been dropped under it
-            await self._record_if_needed()
-            raise
+        while True:
+            await self._load()
+            self._waits = not await self._is_due()
+            if self._waits:
+                return
+            try:
+                await self._work()
+            except UpstreamReplacedError:
+                self._done = 0
+            except LeaseLostError:
+                raise
+            except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
+                await self._record_if_needed()
+                if not await self._upstream.was_replaced():
+                    raise
+                self._done = 0
+            else:
+                return
+
+    async def _is_due(self) -> bool:
+        """Return whether there is anything to be done now.
+
+        What sets a listener up waits until a newer version of what it reads is complete: another backfill is planned then.
+        """
+        setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
+        if setting_up and await self._upstream.is_awaited():
+            return False
+        if await self._upstream.fits(self._output):
+            return True
+        if await self._upstream.is_awaited():
+            return False
+        newest = await self._stores.registry.newest("listener", self._listener.identifier)
+        if newest is None or newest.uuid == self._record.uuid:
+            raise InvalidComponentError(
+                f"{self._listener} reads rows with another key than its outputs have: add it, or what it reads, again"
+            )
+        return False  # that one has the rows' key, and takes over
 
     async def _work(self) -> None:
         if self._job.kind == BACKFILL:
@@ -83,7 +117,7 @@ class ListenerWork(Work):
             if not await self._in_shards():
                 await self._backfill()
         elif self._job.kind == RECOMPUTE:
-            await self._process(self._reader.scan(missing=False))
+            await self._process(self._reader.scan_stale(self._arguments["since"], self._job.attempts > 1, self._record))
             await self._sweep(None)
         elif self._job.kind == REFRESH:
             self._total = len(self._arguments["ids"])
@@ -93,24 +127,17 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        if self._job.kind != BACKFILL or self._split:
+        if self._job.kind != BACKFILL or self._split or self._waits:
             return Conclusion(self._split)
         counted: list[Change] = []
         if self._shard is not None:
             counted, last = await self._shard.succeeded(self._stores.metadata)
             if not last:
                 return Conclusion(counted)
-        if not await self._upstream_is_ready():
+        if not await self._upstream.is_ready():
             return Conclusion(counted)  # when that becomes ready, another backfill is planned
         conclusion = await take_over(self._stores.metadata, self._job)
         return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
-
-    async def _upstream_is_ready(self) -> bool:
-        for identifier in self._select.listeners():
-            records = await self._stores.metadata.components(type_id="listener", identifier=identifier)
-            if not any(record.status == "ready" for record in records):
-                return False
-        return True
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""
@@ -169,7 +196,8 @@ class ListenerWork(Work):
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
         self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
         self._select = component.select
-        self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
+        self._upstream = await Upstream.read(self._stores, component.select)
+        self._outputs: Mapping[str, OutputTable] = self._upstream.outputs
         self._width = len(self._output.key)
         on_loop = self._call.placement == "loop"
         self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
@@ -179,7 +207,7 @@ class ListenerWork(Work):
             stores.metadata,
             stores.databackend,
             component,
-            self._outputs,
+            self._upstream,
             lambda: self._state.output,
             self._size,
             self._ahead,

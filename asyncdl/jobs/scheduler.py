@@ -90,6 +90,8 @@ class Scheduler:
                 state.listeners,
                 state.active,
                 record.status == "ready",
+                record.version,
+                record.status == "failed",
             )
             for record, state in await self._registry.listeners()
         ]
