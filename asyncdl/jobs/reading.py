@@ -136,7 +136,7 @@ class Reader:
             Of the listener; while it is set up, rows without outputs are its backfill's.
         """
         before: tuple[Key, bool] | None = None
-        async with aclosing(self.scan(missing=False)) as batches:
+        async with aclosing(self.scan(missing=False)) as batches:  # type: ignore[type-var]
             async for batch in batches:
                 output = self.written()
                 if again or (output is None and record.status == "ready"):
