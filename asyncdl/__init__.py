@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from asyncdl.jobs.handle import Handle as Handle
     from asyncdl.jobs.handle import Progress as Progress
     from asyncdl.jobs.handle import Written as Written
+    from asyncdl.planning import AddPlan as AddPlan
     from asyncdl.query import Cursor as Cursor
     from asyncdl.query import Query as Query
     from asyncdl.query import fn as fn
@@ -86,6 +87,7 @@ _HOMES = {
         "UnknownEvent",
     ],
     "asyncdl.jobs.handle": ["Added", "Handle", "Progress", "Written"],
+    "asyncdl.planning": ["AddPlan"],
     "asyncdl.query": ["Cursor", "Query", "fn"],
     "asyncdl.settings": ["Settings"],
 }

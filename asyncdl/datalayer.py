@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -29,6 +29,7 @@ from asyncdl.installer import Installed
 from asyncdl.jobs.completion import set_up_range
 from asyncdl.jobs.handle import Added, Handle, Written
 from asyncdl.metadata.base import EventRecord
+from asyncdl.planning import AddPlan
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.transaction import Transaction, transaction
 
@@ -175,7 +176,11 @@ class Datalayer:
 
     # components
 
-    async def add(self, component: Component, *, wait: bool = False) -> Added:
+    @overload
+    async def add(self, component: Component, *, wait: bool = ..., dry_run: Literal[False] = ...) -> Added: ...
+    @overload
+    async def add(self, component: Component, *, wait: bool = ..., dry_run: Literal[True]) -> AddPlan: ...
+    async def add(self, component: Component, *, wait: bool = False, dry_run: bool = False) -> Added | AddPlan:
         """Install a component with all that it holds: all of it, or nothing.
 
         Returns once it is committed; what follows from it, such as a listener's outputs for the rows that are there, is done
@@ -185,6 +190,8 @@ class Datalayer:
         ----------
         wait
             Whether to wait until that has been done, too.
+        dry_run
+            Whether to tell what would be done instead, and write nothing.
 
         Raises
         ------
@@ -193,10 +200,18 @@ class Datalayer:
         """
         self._opened()
         _check_component(component)
+        if dry_run:
+            return await self._installer.plan(component, replacing=False)
         return await self._added(component, await self._installer.add(component), wait=wait)
 
-    async def replace(self, component: Component, *, wait: bool = False) -> Added:
+    @overload
+    async def replace(self, component: Component, *, wait: bool = ..., dry_run: Literal[False] = ...) -> Added: ...
+    @overload
+    async def replace(self, component: Component, *, wait: bool = ..., dry_run: Literal[True]) -> AddPlan: ...
+    async def replace(self, component: Component, *, wait: bool = False, dry_run: bool = False) -> Added | AddPlan:
         """Install a new version of a component, and new versions of all that use it, which then use this one.
+
+        ``wait`` and ``dry_run`` are those of `add`.
 
         Raises
         ------
@@ -205,6 +220,8 @@ class Datalayer:
         """
         self._opened()
         _check_component(component)
+        if dry_run:
+            return await self._installer.plan(component, replacing=True)
         return await self._added(component, await self._installer.replace(component), wait=wait)
 
     async def _added(self, component: Component, installed: Installed, *, wait: bool) -> Added:

@@ -29,6 +29,7 @@ from asyncdl.metadata.base import (
     JobFilter,
     SetJobState,
 )
+from asyncdl.planning import AddPlan, told
 
 _ATTEMPTS = 20
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
@@ -62,6 +63,16 @@ class Installer:
 
     async def replace(self, component: Component) -> Installed:
         """Install a component as a new version, and new versions of all that use it, which then use this one."""
+        return await self._install(await self._replacement(component))
+
+    async def plan(self, component: Component, *, replacing: bool) -> AddPlan:
+        """Return what adding or replacing a component would do; nothing is written."""
+        prepared = await (self._replacement(component) if replacing else self._registry.prepare(component))
+        self._check_trust(prepared)
+        draft = await self._drafter.draft(prepared)
+        return await told(draft, {each.identity: each.component for each in prepared}, self._stores)
+
+    async def _replacement(self, component: Component) -> list[Prepared]:
         old = await self._registry.find(component.type_id, component.identifier)
         replaced: dict[Identity, Component] = {(component.type_id, component.identifier): component}
         for parent in await self._drafter.users(old):
@@ -70,7 +81,7 @@ class Installer:
         prepared: dict[Identity, Prepared] = {}
         for each in replaced.values():
             prepared |= {found.identity: found for found in await self._registry.prepare(each)}
-        return await self._install(list(prepared.values()))
+        return list(prepared.values())
 
     async def _install(self, prepared: Sequence[Prepared]) -> Installed:
         self._check_trust(prepared)
