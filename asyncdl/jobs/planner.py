@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -236,6 +236,9 @@ def _call(target: str, event: Event, first: int, last: int) -> Plan:
 
 @plan.register
 def _(event: OutputsWritten, installed: Installation, first: int, last: int) -> list[Plan]:
+    written = next((each for each in installed.listeners if each.uuid == event.uuid), None)
+    if written is not None and not written.ready and any(each.ready for each in _versions(written, installed)):
+        return []  # nobody reads them yet: when they are complete, an `OutputsReplaced` tells
     return [
         Plan(REFRESH, each.uuid, event.seq, first, last, ids=tuple(event.ids))
         for each in installed.listeners
@@ -286,6 +289,21 @@ def _(event: ReconcileRequested, installed: Installation, first: int, last: int)
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"sweep": True})
         for each in installed.listeners
         if event.identifier in {"", each.identifier} and each.active
+    ]
+
+
+def without_covered(plans: Iterable[Plan], installed: Installation) -> list[Plan]:
+    """Let one recomputation of all rows of a listener do for what earlier events ask for of some of them.
+
+    A listener that is still set up keeps both: of its rows, only those that have outputs are recomputed.
+    """
+    plans, ready = list(plans), {each.uuid for each in installed.listeners if each.ready}
+    whole = {each.target: each.since for each in plans if each.kind == RECOMPUTE and each.target in ready}
+    return [
+        replace(each, kind=RECOMPUTE, ids=())
+        if each.kind == REFRESH and not each.failed and each.since <= whole.get(each.target, -1)
+        else each
+        for each in plans
     ]
 
 

@@ -12,7 +12,16 @@ from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ComponentEvent, Event, EventsTrimmed
-from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, InstalledTrigger, Plan, merge, plan
+from asyncdl.jobs.planner import (
+    PLANNED,
+    Installation,
+    InstalledListener,
+    InstalledTrigger,
+    Plan,
+    merge,
+    plan,
+    without_covered,
+)
 from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -55,15 +64,18 @@ class Scheduler:
         if self._position is None:
             self._position = await self._metadata.cursor(CURSOR) or 0
         position = self._position
-        records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
-        if not records:
-            return False
-        await self._look_at_components(records[-1].seq)
+        while True:
+            records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
+            if not records:
+                return False
+            if not await self._look_at_components(records[-1].seq):
+                break  # else what changed may be behind this page, and belongs to it
         plans = [
             each
             for record in records
             for each in plan(Event.from_record(record), self._installation, record.first, record.last)
         ]
+        plans = without_covered(plans, self._installation)
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
         try:
             await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=position))
@@ -74,11 +86,15 @@ class Scheduler:
             self._position = records[-1].seq
         return True
 
-    async def _look_at_components(self, upto: int) -> None:
-        """Read again what is installed if any component was added, became ready, or went."""
-        if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            self._installation = await self._installed()
-        self._known = upto
+    async def _look_at_components(self, upto: int) -> bool:
+        """Read again what is installed if any component was added, became ready, or went; return whether it was."""
+        if self._known >= 0 and not await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
+            self._known = max(self._known, upto)
+            return False
+        known = await self._metadata.last_event()
+        self._installation = await self._installed()
+        self._known = known
+        return True
 
     async def _installed(self) -> Installation:
         listeners = [
