@@ -81,11 +81,29 @@ class ListenerWork(Work):
                 raise
             except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
                 await self._record_if_needed()
+                if await self._is_gone():
+                    return await self._empty()
                 if not await self._upstream.was_replaced():
                     raise
                 self._done = 0
             else:
                 return
+
+    async def _is_gone(self) -> bool:
+        """Return whether the table of the rows is there no longer: another program dropped it."""
+        return self._state.root not in await self._stores.databackend.tables()
+
+    async def _empty(self) -> None:
+        """Leave no outputs, as there are no rows."""
+        stores, advance = self._stores, AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
+        async with stores.databackend.transaction() as tx:
+            if self._output.datatype is not None:
+                await stores.databackend.drop_outputs(self._output, tx)
+                await stores.databackend.create_outputs(self._output, tx)
+            if stores.shared:
+                await stores.metadata.commit(advance, joining=tx)
+        if not stores.shared:
+            await stores.metadata.commit(advance)
 
     async def _is_due(self) -> bool:
         """Return whether there is anything to be done now.
