@@ -70,11 +70,10 @@ class ListenerWork(Work):
         """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
         while True:
             await self._load()
-            self._waits = not await self._is_due()
-            if self._waits:
-                return
             try:
-                await self._work()
+                self._waits = not await self._is_due()
+                if not self._waits:
+                    await self._work()
             except UpstreamReplacedError:
                 self._done = 0
             except LeaseLostError:

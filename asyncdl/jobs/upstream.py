@@ -65,7 +65,8 @@ class Upstream:
 
         They have another one where a listener in between has become a flattened one since, or ceased to be.
         """
-        if not self._select.listeners():
-            return True
+        flattened = {each.position for each in self.outputs.values() if each.flatten}
+        if flattened == set(tuple(output.key)[len(output.root) :]):
+            return True  # an element's position for each that is flattened: as it is where rows are joined with outputs
         schema = await self._stores.databackend.check(self._select, self.outputs, {})
         return schema.primary_key == tuple(output.key)
