@@ -29,7 +29,6 @@ from asyncdl.errors import (
     ComponentNotFoundError,
     ConflictError,
     DatatypeError,
-    InvalidComponentError,
     LeaseLostError,
     ModelOutputError,
     QueryError,
@@ -71,7 +70,8 @@ class ListenerWork(Work):
         while True:
             await self._load()
             try:
-                self._waits = not await self._is_due()
+                setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
+                self._waits = not await self._upstream.is_due(self._record, self._output, setting_up=setting_up)
                 if not self._waits:
                     await self._work()
             except UpstreamReplacedError:
@@ -103,25 +103,6 @@ class ListenerWork(Work):
                 await stores.metadata.commit(advance, joining=tx)
         if not stores.shared:
             await stores.metadata.commit(advance)
-
-    async def _is_due(self) -> bool:
-        """Return whether there is anything to be done now.
-
-        What sets a listener up waits until a newer version of what it reads is complete: another backfill is planned then.
-        """
-        setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
-        if setting_up and await self._upstream.is_awaited():
-            return False
-        if await self._upstream.fits(self._output):
-            return True
-        if await self._upstream.is_awaited():
-            return False
-        newest = await self._stores.registry.newest("listener", self._listener.identifier)
-        if newest is None or newest.uuid == self._record.uuid:
-            raise InvalidComponentError(
-                f"{self._listener} reads rows with another key than its outputs have: add it, or what it reads, again"
-            )
-        return False  # that one has the rows' key, and takes over
 
     async def _work(self) -> None:
         if self._job.kind == BACKFILL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asyncdl.databackend.base import OutputTable, ReadQuery
+from asyncdl.errors import InvalidComponentError
 from asyncdl.events.types import OutputsReplaced
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import ComponentRecord
@@ -45,6 +46,28 @@ class Upstream:
         """Raise `UpstreamReplacedError` when other outputs are to be read by now."""
         if await self.was_replaced():
             raise UpstreamReplacedError
+
+    async def is_due(self, record: ComponentRecord, output: OutputTable, *, setting_up: bool) -> bool:
+        """Return whether a listener that reads these has anything to do now.
+
+        What sets it up waits until a newer version of what it reads is complete: another backfill is planned then. One whose
+        rows have another key by now leaves its work to its own newer version.
+
+        Raises
+        ------
+        InvalidComponentError
+            There is no newer version.
+        """
+        if setting_up and await self.is_awaited():
+            return False
+        if await self.fits(output):
+            return True
+        newest = await self._stores.registry.newest("listener", record.identifier)
+        if not await self.is_awaited() and (newest is None or newest.uuid == record.uuid):
+            raise InvalidComponentError(
+                f"the listener {record.identifier!r} reads rows that have another key by now than its outputs: add it again"
+            )
+        return False
 
     async def _records(self) -> list[list[ComponentRecord]]:
         find = self._stores.metadata.components

@@ -161,7 +161,9 @@ async def run(nodes: list[Node], before: dict[int, int], writes: list[tuple[str,
             assert await db.jobs.list(state=["failed", "upstream_failed", "pending", "running"]) == []
 
 
-@settings(max_examples=int(os.environ.get("ASYNCDL_GRAPHS", "25")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("ASYNCDL_GRAPHS", "25")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(graphs(), st.dictionaries(IDS, VALUES, min_size=1), st.lists(WRITES, max_size=8))
 def test_outputs_are_what_a_direct_computation_gives(
     nodes: list[Node], rows: dict[int, int], writes: list[tuple[str, Any]]
