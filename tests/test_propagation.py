@@ -16,7 +16,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Application, Datalayer, Listener, Model
-from asyncdl.errors import InvalidComponentError
+from asyncdl.errors import InvalidComponentError, JobFailedError
 from tests import models
 
 pytestmark = pytest.mark.anyio
@@ -345,3 +345,53 @@ async def test_a_new_form_that_a_reader_cannot_read_is_refused(db: Datalayer) ->
     plain = listener("b", models.times_two, "a", t.outputs("a").select("id", "a"))
     await db.add(Application("app", [listener("a", models.times_two, "x", t), plain]), wait=True)
     assert await (await db.execute(t.outputs("b").select("id", "b"))).to_list() == [{"id": 1, "b": 48}]
+
+
+async def test_a_version_that_fails_leaves_the_one_before_it_up_to_date(tmp_path: Path) -> None:
+    uri, artifacts = f"sqlite:///{tmp_path / 'app.db'}", f"filesystem://{tmp_path / 'artifacts'}"
+    async with asyncdl.connect(uri, artifact_store=artifacts, job_max_attempts=1) as db:
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(5)]))
+
+        def chain(first: Any, second: Any, **options: Any) -> Application:
+            end = Model("b_model", second, datatype="int64", **options)
+            reader = Listener("b", model=end, key="a", select=t.outputs("a"))
+            return Application("chain", [listener("a", first, "x", t), reader])
+
+        async def ends() -> dict[int, int]:
+            return {row["id"]: row["b"] for row in await (await db.execute(t.outputs("b"))).to_list()}
+
+        await db.add(chain(models.times_two, models.plus_one), wait=True)
+        added = await db.add(chain(models.minus_one, models.one_too_few, batch=True))
+        with pytest.raises(JobFailedError):
+            await added.wait(60)
+        await db.wait_idle(60)
+        assert await ends() == {n: n for n in range(5)}  # the old model, on the new outputs
+        assert (await db.show("listener", "b", -1))["status"] == "failed"
+        await db.remove("application", "chain")
+        await db.remove("listener", "b", 1)
+        await db.wait_idle(60)
+        assert await ends() == {n: n for n in range(5)}
+        assert await db.show("listener", "b") == [0]
+
+
+async def test_what_a_backfill_has_read_is_computed_again_if_a_joined_table_changes(db: Datalayer) -> None:
+    models.gate.clear()
+    models.began.clear()
+    try:
+        t, others = db["numbers"], db["others"]
+        await db.execute(others.insert([{"id": 1, "y": 10}]))
+        await db.execute(t.insert([{"id": n, "x": n, "other": 1} for n in range(5)]))
+        joined = t.join(others.select(other="id", y="y"), "other")
+        await db.add(listener("l", models.gated_plus_one, "y", joined.select("id", "y")))
+        await asyncio.to_thread(models.began.wait, 60)  # it has read them
+        await db.execute(others.update({"y": 20}, where=others.id == 1))
+        seen = 0
+        while not [job for job in await db.jobs.list(kind="recompute") if job.state != "pending"]:
+            seen = await db.metadata.wait_for_commits(seen)
+        models.gate.set()
+        await db.wait_idle(60)
+        rows = await (await db.execute(t.outputs("l").select("id", "l"))).to_list()
+        assert {row["id"]: row["l"] for row in rows} == dict.fromkeys(range(5), 21)
+    finally:
+        models.gate.set()

@@ -115,13 +115,25 @@ class ListenerWork(Work):
             if not await self._in_shards():
                 await self._backfill()
         elif self._job.kind == RECOMPUTE:
-            await self._process(self._reader.scan_stale(self._arguments["since"], self._job.attempts > 1, self._record))
+            since, died = self._arguments["since"], self._job.attempts > 1
+            await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest(since)))
             await self._sweep(None)
         elif self._job.kind == REFRESH:
             self._total = len(self._arguments["ids"])
             await self._process(
                 self._reader.refresh([as_key(each) for each in self._arguments["ids"]], self._arguments["since"])
             )
+
+    async def _leaves_the_rest(self, since: int) -> bool:
+        """Return whether rows without outputs can be left to the backfill: it reads them later than ``since``.
+
+        Not to one that is under way since before: what it has read, and not written yet, may be out of date.
+        """
+        if self._record.status == "ready":
+            return False
+        running = JobFilter(states=["running"], target=self._job.target)
+        others = [job for job in await self._stores.metadata.jobs(running) if job.id != self._job.id]
+        return all(codec.loads(job.payload)["since"] >= since for job in others)
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""

@@ -14,7 +14,7 @@ from asyncdl.compute.base import ComputeFuture
 from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row, SplitsScans
 from asyncdl.jobs.batching import BatchSize, ReadAhead
 from asyncdl.jobs.upstream import Upstream
-from asyncdl.metadata.base import ComponentRecord, MetadataStore
+from asyncdl.metadata.base import MetadataStore
 
 _FETCH = 1000
 
@@ -125,25 +125,25 @@ class Reader:
             if len(rows) < limit:
                 return
 
-    async def scan_stale(self, since: int, again: bool, record: ComponentRecord) -> AsyncIterator[Batch]:
+    async def scan_stale(self, since: int, *, again: bool, written: bool) -> AsyncIterator[Batch]:
         """Yield all rows but for those whose outputs are of ``since`` or later.
 
         Parameters
         ----------
         again
             Whether an attempt has died: what it wrote may not have been told of, nor a root row's elements be complete.
-        record
-            Of the listener; while it is set up, rows without outputs are its backfill's.
+        written
+            Whether to leave out rows that have no outputs.
         """
         before: tuple[Key, bool] | None = None
         async with aclosing(self.scan(missing=False)) as batches:  # type: ignore[type-var]
             async for batch in batches:
                 output = self.written()
-                if again or (output is None and record.status == "ready"):
+                if again or (output is None and not written):
                     yield batch
                     continue
                 roots = self._ids(batch.columns)
-                stale = await self._stale(output, roots, since, written=record.status != "ready")
+                stale = await self._stale(output, roots, since, written=written)
                 if before is not None and before[0] == roots[0]:  # its first elements were on the page before
                     stale = stale | {roots[0]} if before[1] else stale - {roots[0]}
                 before = roots[-1], roots[-1] in stale
