@@ -21,7 +21,9 @@ async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
             if older.version < record.version and older.status != "retired":
                 changes.append(SetComponentStatus(older.uuid, "retired"))
                 dropped.append(ListenerState.loads(older.state).output)
-        if dropped:  # first: what becomes ready by the next event then reads later than this, and need not be read again
+        if (
+            dropped
+        ):  # first: what becomes ready by the next event then reads later than this, and need not be read again
             replaced = OutputsReplaced(identifier=record.identifier, uuid=record.uuid)
             changes.append(replaced.change(job.first, job.last))
         changes.append(ComponentReady(**record.identity).change(job.first, job.last))

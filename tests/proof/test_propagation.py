@@ -36,7 +36,7 @@ def graphs(draw: st.DrawFn) -> list[Node]:
     for number in range(draw(st.integers(1, 5))):
         candidates = [(), *((each,) for each in range(number)), *((a, b) for a in plain for b in plain if a < b)]
         reads = draw(st.sampled_from(candidates))
-        flatten = draw(st.booleans()) and len(reads) < 2 and not _positions(nodes, reads)
+        flatten = draw(st.booleans()) and len(reads) < 2
         function = "digits" if flatten else "sum_of" if len(reads) == 2 else draw(st.sampled_from(sorted(FUNCTIONS)))
         nodes.append(Node(function, reads, flatten))
         if not flatten and not _positions(nodes, reads):
@@ -50,6 +50,11 @@ def _positions(nodes: list[Node], reads: tuple[int, ...]) -> list[int]:
             if nodes[each].flatten]  # fmt: skip
 
 
+def _ancestors(nodes: list[Node], number: int) -> list[int]:
+    """Return the listeners that a listener's rows come through, in order."""
+    return sorted({each for read in nodes[number].reads for each in (*_ancestors(nodes, read), read)})
+
+
 IDS = st.integers(0, 6)
 VALUES = st.integers(0, 300)
 WRITES = st.one_of(
@@ -58,6 +63,7 @@ WRITES = st.one_of(
     st.tuples(st.just("delete"), st.lists(IDS, min_size=1, max_size=3)),
     st.tuples(st.just("truncate"), st.none()),
     st.tuples(st.just("wait"), st.none()),
+    st.tuples(st.just("reshape"), st.integers(0, 4)),
     st.tuples(st.just("replace"), st.tuples(st.integers(0, 4), st.sampled_from(sorted(FUNCTIONS)))),
 )
 
@@ -68,8 +74,7 @@ def name(number: int) -> str:
 
 def listener(db: Datalayer, nodes: list[Node], number: int) -> Listener:
     node, t = nodes[number], db["numbers"]
-    # rows come through the listeners that are read, each behind the flattened ones that it came through
-    through = list(dict.fromkeys([*_positions(nodes, node.reads), *node.reads]))
+    through = _ancestors(nodes, number)
     key: Any = (
         tuple(name(each) for each in node.reads) if len(node.reads) > 1 else name(node.reads[0]) if node.reads else "x"
     )
@@ -108,7 +113,7 @@ def _apply(function: str, *values: int) -> Any:
 
 
 async def stored(db: Datalayer, nodes: list[Node], number: int) -> dict[tuple[int, ...], int]:
-    through = [*_positions(nodes, nodes[number].reads), number]
+    through = [*_ancestors(nodes, number), number]
     rows = await (await db.execute(db["numbers"].outputs(*(name(each) for each in through)))).to_list()
     positions = [f"{name(each)}_position" for each in through if nodes[each].flatten]
     return {(row["id"], *(row[each] for each in positions)): row[name(number)] for row in rows}
@@ -133,6 +138,18 @@ async def write(db: Datalayer, what: str, given: Any, rows: dict[int, int], node
         rows.clear()
     elif what == "wait":
         await db.wait_idle(60)
+    else:
+        await change(db, what, given, nodes)
+
+
+async def change(db: Datalayer, what: str, given: Any, nodes: list[Node]) -> None:
+    if what == "reshape":
+        number = given % len(nodes)
+        below = [each for at, each in enumerate(nodes) if number in _ancestors(nodes, at)]
+        if all(len(each.reads) < 2 for each in (nodes[number], *below)):
+            flatten, reads = not nodes[number].flatten, nodes[number].reads
+            nodes[number] = Node("digits" if flatten else "plus_one", reads, flatten)
+            await db.add(listener(db, nodes, number))
     else:
         number, function = given[0] % len(nodes), given[1]
         if nodes[number].function in FUNCTIONS:
@@ -162,7 +179,7 @@ async def run(nodes: list[Node], before: dict[int, int], writes: list[tuple[str,
 
 
 @settings(
-    max_examples=int(os.environ.get("ASYNCDL_GRAPHS", "25")), deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("ASYNCDL_GRAPHS", "20")), deadline=None, suppress_health_check=list(HealthCheck)
 )
 @given(graphs(), st.dictionaries(IDS, VALUES, min_size=1), st.lists(WRITES, max_size=8))
 def test_outputs_are_what_a_direct_computation_gives(
