@@ -78,6 +78,24 @@ class Drafter:
         await visit(record)
         return list(found.values())
 
+    async def _readers(self, identifier: str) -> list[ComponentRecord]:
+        """Return the newest versions of what reads a listener's outputs, directly or not, those read first.
+
+        By what they select: their links are to the version that there was when they were added.
+        """
+        newest = {record.identifier: (record, state) for record, state in await self._registry.listeners()}
+        found: dict[str, ComponentRecord] = {}
+
+        def visit(read: str) -> None:
+            for record, state in newest.values():
+                if read in state.listeners:
+                    found.pop(record.identifier, None)
+                    found[record.identifier] = record
+                    visit(record.identifier)
+
+        visit(identifier)
+        return list(found.values())
+
     async def draft(self, prepared: Sequence[Prepared]) -> Draft:
         """Put together what installing these would write; nothing is written.
 
@@ -126,8 +144,8 @@ class Drafter:
 
     async def _draft_readers(self, record: ComponentRecord, given: Collection[Identity], draft: Draft) -> None:
         """Draft new versions of what reads a listener's outputs, and would no longer fit them, and of what reads theirs."""
-        for each in await self.users(record):
-            if each.type_id != "listener" or (each.type_id, each.identifier) in given:
+        for each in await self._readers(record.identifier):
+            if (each.type_id, each.identifier) in given:
                 continue
             component = await self._registry.load(each)
             assert isinstance(component, Listener)  # noqa: S101 - records of this type become listeners

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -332,13 +333,15 @@ async def test_readers_follow_when_a_listener_becomes_flattened_or_ceases_to_be(
     await store.db.add(listener("b", models.times_two, "a", t.outputs("a")), wait=True)
     await store.db.add(listener("c", models.minus_one, "b", t.outputs("a", "b")), wait=True)
     await check(flattened_first, rows)
+    # what reads it is linked to the version before this one
+    await store.db.replace(replace(upstream(flattened_first).model, retries=1), wait=True)
     added = await store.db.add(upstream(not flattened_first), wait=True)
     await check(not flattened_first, rows)
     await (await store.insert({4: 789})).wait(60)
     await (await store.update(2, 10)).wait(60)
     rows = {1: 12, 2: 10, 3: 6, 4: 789}
     await check(not flattened_first, rows)
-    assert [await store.db.show("listener", name) for name in "abc"] == [[0, 1]] * 3
+    assert [await store.db.show("listener", name) for name in "abc"] == [[0, 1, 2], [0, 1], [0, 1]]
     assert not (await store.db.add(upstream(not flattened_first))).created
     assert not (await store.db.add(listener("b", models.times_two, "a", t.outputs("a")))).created
     assert await store.db.jobs.list(state="failed") == []

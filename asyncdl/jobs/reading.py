@@ -114,7 +114,7 @@ class Reader:
                 missing=self.written() if missing else None,
                 **bound,
             )
-            await self._upstream.check()
+            await self._upstream.check(as_of)
             if rows:
                 after = rows[-1][: self._width]
                 columns = list(zip(*rows, strict=True))
@@ -183,7 +183,7 @@ class Reader:
                 rows = await self._databackend.fetch(
                     self._listener.select, self._outputs, self._listener.columns, stale
                 )
-            await self._upstream.check()
+            await self._upstream.check(as_of)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
             yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
 

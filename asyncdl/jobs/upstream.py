@@ -42,10 +42,17 @@ class Upstream:
         types = [OutputsReplaced.__name__]
         return bool(await self._stores.metadata.events(self._since, types=types, topics=sorted(names), limit=1))
 
-    async def check(self) -> None:
-        """Raise `UpstreamReplacedError` when other outputs are to be read by now."""
+    async def check(self, as_of: int) -> None:
+        """Raise `UpstreamReplacedError` when other outputs are to be read by now than when rows were read.
+
+        Parameters
+        ----------
+        as_of
+            The position in the log before they were read: up to there one need not look again.
+        """
         if await self.was_replaced():
             raise UpstreamReplacedError
+        self._since = max(self._since, as_of)
 
     async def is_due(self, record: ComponentRecord, output: OutputTable, *, setting_up: bool) -> bool:
         """Return whether a listener that reads these has anything to do now.
