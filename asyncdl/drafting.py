@@ -205,9 +205,10 @@ class Drafter:
         """Check a listener against the data; return what is known of it."""
         select = component.select
         assert isinstance(select, QUERIES)  # noqa: S101 - the listener's own check
-        outputs = await self._registry.outputs_of(select, await self._known(component, draft))
+        known = await self._known(component, draft)
+        outputs = await self._registry.outputs_of(select, known)
         root = select.root()
-        unmade = draft.tables if draft.tables or draft.listeners else None
+        unmade = draft.tables if draft.tables or known else None
         try:
             schema = await self._databackend.check(select, outputs, unmade)
         except TableNotFoundError as error:

@@ -64,29 +64,36 @@ class ListenerWork(Work):
         self._shard = Shard.of_job(self._arguments)
         self._split: list[Change] = []
         self._waits = False
+        """Whether there was nothing to be done, and nothing follows."""
 
     async def run(self) -> None:
-        """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
-        while True:
-            await self._load()
-            try:
-                setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
-                self._waits = not await self._upstream.is_due(self._record, self._output, setting_up=setting_up)
-                if not self._waits:
-                    await self._work()
-            except UpstreamReplacedError:
+        """Do the work; a listener that a newer version took over from meanwhile needs none."""
+        try:
+            while not await self._pass():
                 self._done = 0
-            except LeaseLostError:
+        except _RetiredError:
+            self._waits, self._split = True, []
+
+    async def _pass(self) -> bool:
+        """Do the work; return whether it was done, or a newer version took over from one that was being read."""
+        await self._load()
+        try:
+            setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
+            self._waits = not await self._upstream.is_due(self._record, self._output, setting_up=setting_up)
+            if not self._waits:
+                await self._work()
+        except UpstreamReplacedError:
+            return False
+        except LeaseLostError:
+            raise
+        except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
+            await self._record_if_needed()
+            if not await self._is_gone():
+                if await self._upstream.was_replaced():
+                    return False
                 raise
-            except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
-                await self._record_if_needed()
-                if await self._is_gone():
-                    return await self._empty()
-                if not await self._upstream.was_replaced():
-                    raise
-                self._done = 0
-            else:
-                return
+            await self._empty()
+        return True
 
     async def _is_gone(self) -> bool:
         """Return whether the table of the rows is there no longer: another program dropped it."""
@@ -191,9 +198,10 @@ class ListenerWork(Work):
 
     async def _record_if_needed(self) -> ComponentRecord:
         records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records or records[0].status == "retired":
-            what = "replaced by a newer version" if records else "removed"
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been {what}")
+        if not records:
+            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
+        if records[0].status == "retired":
+            raise _RetiredError
         return records[0]
 
     async def _load(self) -> None:
@@ -446,6 +454,10 @@ class ListenerWork(Work):
 
     async def _advance(self, stage: str) -> None:
         await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
+
+
+class _RetiredError(Exception):
+    """A newer version has taken over."""
 
 
 def _error(error: BaseException) -> str:
