@@ -16,8 +16,8 @@ from asyncdl.components.table import Table
 from asyncdl.databackend.base import DataBackend, OutputTable, TableSchema
 from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError, QueryError, TableNotFoundError, UnknownColumnError
-from asyncdl.events.types import ComponentAdded, ComponentReady
-from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
+from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentTuned
+from asyncdl.metadata.base import Change, ComponentRecord, PutComponent, SetComponentData
 from asyncdl.query import QUERIES
 
 
@@ -53,6 +53,11 @@ class Draft:
     def new(self) -> dict[str, ComponentRecord]:
         """The records of what is new, by uuid."""
         return {change.record.uuid: change.record for change in self.changes if isinstance(change, PutComponent)}
+
+    @property
+    def tuned(self) -> set[str]:
+        """The uuids of what is changed in its place."""
+        return {change.uuid for change in self.changes if isinstance(change, SetComponentData)}
 
 
 class Drafter:
@@ -111,7 +116,7 @@ class Drafter:
             if newest is None or newest.fingerprint != each.declaration.fingerprint:
                 await self._draft_one(each, newest, draft)
             elif not await self._draft_anew(newest, each.component, draft):
-                draft.records[each.identity] = newest
+                draft.records[each.identity] = _tuned(newest, each, draft)
             if newest is not None and _is_reshaped(newest, draft):
                 await self._draft_readers(newest, given, draft)
         return draft
@@ -252,6 +257,16 @@ def _shape(state: ListenerState) -> tuple[object, ...]:
 def _is_reshaped(newest: ComponentRecord, draft: Draft) -> bool:
     drafted = draft.listeners.get(newest.identifier) if newest.type_id == "listener" else None
     return drafted is not None and _shape(drafted) != _shape(ListenerState.loads(newest.state))
+
+
+def _tuned(installed: ComponentRecord, declared: Prepared, draft: Draft) -> ComponentRecord:
+    """Return the record of what is installed already, tuned as it is declared now."""
+    data = declared.declaration.tuned(installed.data)
+    if data == installed.data:
+        return installed
+    draft.changes.append(SetComponentData(installed.uuid, data))
+    draft.changes.append(ComponentTuned(**installed.identity).change())
+    return dataclasses.replace(installed, data=data)
 
 
 def _described(schema: TableSchema) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
+from asyncdl.components.cursors import belonging
 from asyncdl.components.registry import Identity, ListenerState, Prepared
 from asyncdl.drafting import Draft, Drafter
 from asyncdl.errors import (
@@ -17,7 +18,7 @@ from asyncdl.errors import (
     ConflictError,
     UntrustedArtifactError,
 )
-from asyncdl.events.types import ComponentRemoved
+from asyncdl.events.types import ComponentAdded, ComponentRemoved
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
@@ -25,6 +26,7 @@ from asyncdl.metadata.base import (
     Change,
     ComponentRecord,
     DeleteComponent,
+    DeleteCursor,
     EventRecord,
     JobFilter,
     SetJobState,
@@ -41,6 +43,11 @@ class Installed:
 
     records: list[ComponentRecord]
     events: list[EventRecord]
+
+    @property
+    def created(self) -> bool:
+        """Whether anything is new."""
+        return any(each.type == ComponentAdded.__name__ for each in self.events)
 
 
 class Installer:
@@ -201,6 +208,7 @@ class Installer:
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**record.identity).change() for record in records]
+        changes += await self._forgetting(records)
         changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
 
@@ -209,6 +217,17 @@ class Installer:
             return True
 
         await self._dropping.drop(outputs, commit)
+
+    async def _forgetting(self, records: Sequence[ComponentRecord]) -> list[Change]:
+        """Return the changes that forget the cursors of components of which no version stays."""
+        going, names = {record.uuid for record in records}, await self._metadata.cursors()
+        found: dict[str, None] = {}
+        for type_id, identifier in {(record.type_id, record.identifier) for record in records}:
+            owned = belonging(type_id, identifier, names)
+            if owned:
+                versions = await self._metadata.components(type_id=type_id, identifier=identifier)
+                found |= dict.fromkeys(owned) if going.issuperset(each.uuid for each in versions) else {}
+        return [DeleteCursor(name) for name in found]
 
 
 def _substitute(component: Component, replaced: Mapping[Identity, Component]) -> Component:

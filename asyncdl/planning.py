@@ -15,7 +15,7 @@ from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import ComponentRecord
 from asyncdl.query import QUERIES
 
-Fate = Literal["new", "changed", "unchanged", "recomputed"]
+Fate = Literal["new", "changed", "tuned", "unchanged", "recomputed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class PlannedComponent:
     type_id, identifier
         Its name.
     fate
-        ``"new"``; ``"changed"``: it becomes a new version; ``"unchanged"``: it is installed already, and equal;
+        ``"new"``; ``"changed"``: it becomes a new version; ``"tuned"``: it is changed in its place, for nothing of
+        what comes out changes; ``"unchanged"``: it is installed already, and equal;
         ``"recomputed"``: an installed listener, whose outputs are computed again, for it reads those of a changed one.
     version
         The version that it would have.
@@ -125,7 +126,10 @@ class _Teller:
                 yield await self._drafted(record)
             elif not (record.type_id == "listener" and await self._follows(record)):
                 yield PlannedComponent(
-                    type_id=record.type_id, identifier=record.identifier, fate="unchanged", version=record.version
+                    type_id=record.type_id,
+                    identifier=record.identifier,
+                    fate="tuned" if record.uuid in self._draft.tuned else "unchanged",
+                    version=record.version,
                 )
         for record in await self._recomputed():
             yield PlannedComponent(
