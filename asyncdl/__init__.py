@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from asyncdl.events.types import ComponentRemoved as ComponentRemoved
     from asyncdl.events.types import ComponentTuned as ComponentTuned
     from asyncdl.events.types import Event as Event
+    from asyncdl.events.types import EventsTrimmed as EventsTrimmed
     from asyncdl.events.types import HandlerFailed as HandlerFailed
     from asyncdl.events.types import JobCancelled as JobCancelled
     from asyncdl.events.types import JobFailed as JobFailed
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from asyncdl.jobs.handle import Handle as Handle
     from asyncdl.jobs.handle import Progress as Progress
     from asyncdl.jobs.handle import Written as Written
+    from asyncdl.planning import AddPlan as AddPlan
     from asyncdl.query import Cursor as Cursor
     from asyncdl.query import Query as Query
     from asyncdl.query import fn as fn
@@ -74,6 +76,7 @@ _HOMES = {
         "ComponentRemoved",
         "ComponentTuned",
         "Event",
+        "EventsTrimmed",
         "HandlerFailed",
         "JobCancelled",
         "JobFailed",
@@ -92,6 +95,7 @@ _HOMES = {
         "UnknownEvent",
     ],
     "asyncdl.jobs.handle": ["Added", "Handle", "Progress", "Written"],
+    "asyncdl.planning": ["AddPlan"],
     "asyncdl.query": ["Cursor", "Query", "fn"],
     "asyncdl.settings": ["Settings"],
 }

@@ -168,6 +168,7 @@ def _options(settings: Settings) -> EngineOptions:
         worker=settings.worker,
         shard_rows=settings.job_shard_rows,
         reconcile_every=settings.reconcile_every,
+        events_keep=settings.events_keep,
     )
 
 

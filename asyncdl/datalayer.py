@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
 import msgspec
 
@@ -25,10 +25,12 @@ from asyncdl.errors import (
     QueryError,
 )
 from asyncdl.events.bus import Handler
-from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
+from asyncdl.events.types import Event, ReconcileRequested, RetryRequested
 from asyncdl.installer import Installed
+from asyncdl.jobs.completion import set_up_range
 from asyncdl.jobs.handle import Added, Handle, Written
 from asyncdl.metadata.base import ComponentRecord, EventRecord
+from asyncdl.planning import AddPlan
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.transaction import Transaction, transaction
 
@@ -177,7 +179,11 @@ class Datalayer:
 
     # components
 
-    async def add(self, component: Component, *, wait: bool = False) -> Added:
+    @overload
+    async def add(self, component: Component, *, wait: bool = ..., dry_run: Literal[False] = ...) -> Added: ...
+    @overload
+    async def add(self, component: Component, *, wait: bool = ..., dry_run: Literal[True]) -> AddPlan: ...
+    async def add(self, component: Component, *, wait: bool = False, dry_run: bool = False) -> Added | AddPlan:
         """Install a component with all that it holds: all of it, or nothing.
 
         Returns once it is committed; what follows from it, such as a listener's outputs for the rows that are there, is done
@@ -187,6 +193,8 @@ class Datalayer:
         ----------
         wait
             Whether to wait until that has been done, too.
+        dry_run
+            Whether to tell what would be done instead, and write nothing.
 
         Raises
         ------
@@ -195,10 +203,18 @@ class Datalayer:
         """
         self._opened()
         _check_component(component)
+        if dry_run:
+            return await self._installer.plan(component, replacing=False)
         return await self._added(component, await self._installer.add(component), wait=wait)
 
-    async def replace(self, component: Component, *, wait: bool = False) -> Added:
+    @overload
+    async def replace(self, component: Component, *, wait: bool = ..., dry_run: Literal[False] = ...) -> Added: ...
+    @overload
+    async def replace(self, component: Component, *, wait: bool = ..., dry_run: Literal[True]) -> AddPlan: ...
+    async def replace(self, component: Component, *, wait: bool = False, dry_run: bool = False) -> Added | AddPlan:
         """Install a new version of a component, and new versions of all that use it, which then use this one.
+
+        ``wait`` and ``dry_run`` are those of `add`.
 
         Raises
         ------
@@ -207,6 +223,8 @@ class Datalayer:
         """
         self._opened()
         _check_component(component)
+        if dry_run:
+            return await self._installer.plan(component, replacing=True)
         return await self._added(component, await self._installer.replace(component), wait=wait)
 
     async def _added(self, component: Component, installed: Installed, *, wait: bool) -> Added:
@@ -215,14 +233,11 @@ class Datalayer:
             for each in installed.records
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
-        events = installed.events
+        found = _range(installed.events)
         if not installed.created:  # it was there: what it is waiting for, if anything, is to be waited for
-            pending = {each.uuid for each in installed.records if each.status == "pending"}
-            names = [each.identifier for each in installed.records if each.uuid in pending]
-            stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
-            events = [each for each in stored if msgspec.json.decode(each.payload)["uuid"] in pending]
+            found = dict(zip(found, await set_up_range(self.metadata, installed.records), strict=True))
         added = Added(
-            **_range(events),
+            **found,
             follow=self._follow,
             component=await self._registry.load(record),
             created=installed.created,
@@ -437,9 +452,14 @@ class Datalayer:
 
     # what happens
 
-    def on(self, *types: type[Event]) -> Callable[[H], H]:
-        """Return a decorator that registers a function to be called, in this process, for events of these types."""
-        return self._bus.on(*types)
+    def on(
+        self, *types: type[Event], table: str | None = None, component: tuple[str, str] | None = None
+    ) -> Callable[[H], H]:
+        """Return a decorator that registers a function to be called, in this process, for events of these types.
+
+        ``table="docs"`` or ``component=("listener", "length")`` narrows it to events about these.
+        """
+        return self._bus.on(*types, table=table, component=component)
 
     def off(self, handler: Handler) -> None:
         """Unregister a function that `on` registered."""

@@ -26,6 +26,7 @@ from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
 from asyncdl.jobs.limiting import LimitedCompute
 from asyncdl.jobs.pausing import Pauses
+from asyncdl.jobs.retention import Retention
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
@@ -50,6 +51,7 @@ class EngineOptions:
     worker: bool = True
     shard_rows: int = 100_000
     reconcile_every: float | None = None
+    events_keep: float | None = None
 
 
 class Engine:
@@ -99,6 +101,8 @@ class Engine:
                 "recovery": self._recover,
                 "follower": Follower(stores, reconcile_every=options.reconcile_every).run,
             }
+        if options.worker and options.events_keep is not None:
+            services["retention"] = Retention(metadata, options.events_keep).run
         self._supervisor = Supervisor(services)
         self._stack = AsyncExitStack()
         self._handled_since: int | None = None

@@ -27,6 +27,7 @@
     │   ├── ArtifactNotFoundError (LookupError)
     │   ├── ArtifactCorruptError
     │   └── UntrustedArtifactError (PermissionError)
+    ├── EventsTrimmedError (LookupError)
     ├── JobError
     │   ├── JobNotFoundError (LookupError)
     │   ├── JobFailedError
@@ -146,6 +147,20 @@ class ArtifactCorruptError(ArtifactError):
 
 class UntrustedArtifactError(ArtifactError, PermissionError):
     """Decoding would run pickled code, and the setting ``pickle`` does not allow it."""
+
+
+class EventsTrimmedError(AsyncDLError, LookupError):
+    """Events were asked for that the log holds no longer.
+
+    Attributes
+    ----------
+    first
+        The smallest ``seq`` that an event of the log may have now: ``since=error.first - 1`` reads all that there is.
+    """
+
+    def __init__(self, message: str, first: int = 1) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 class JobError(AsyncDLError):

@@ -5,28 +5,20 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from uuid import uuid4
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
 from asyncdl.components.cursors import belonging
-from asyncdl.components.datatype import Datatype
-from asyncdl.components.listener import Listener
-from asyncdl.components.registry import Identity, ListenerState, Prepared, encode_data
-from asyncdl.components.table import Table
-from asyncdl.databackend.base import OutputTable, TableSchema
-from asyncdl.datatypes import normalize
+from asyncdl.components.registry import Identity, ListenerState, Prepared
+from asyncdl.drafting import Draft, Drafter
 from asyncdl.errors import (
     ComponentInUseError,
     ConflictError,
-    InvalidComponentError,
-    TableNotFoundError,
-    UnknownColumnError,
     UntrustedArtifactError,
 )
-from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved, ComponentTuned
+from asyncdl.events.types import ComponentAdded, ComponentRemoved
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
@@ -37,11 +29,9 @@ from asyncdl.metadata.base import (
     DeleteCursor,
     EventRecord,
     JobFilter,
-    PutComponent,
-    SetComponentData,
     SetJobState,
 )
-from asyncdl.query import QUERIES
+from asyncdl.planning import AddPlan, told
 
 _ATTEMPTS = 20
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
@@ -60,16 +50,6 @@ class Installed:
         return any(each.type == ComponentAdded.__name__ for each in self.events)
 
 
-@dataclass
-class _Draft:
-    """An installation being put together."""
-
-    records: dict[Identity, ComponentRecord] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
-    tables: dict[str, TableSchema] = field(default_factory=dict)
-    listeners: dict[str, ListenerState] = field(default_factory=dict)
-
-
 class Installer:
     """Puts components into the stores and takes them out."""
 
@@ -80,6 +60,7 @@ class Installer:
         self._metadata = stores.metadata
         self._databackend = stores.databackend
         self._leases = leases
+        self._drafter = Drafter(self._databackend, self._registry)
 
     # in
 
@@ -89,35 +70,32 @@ class Installer:
 
     async def replace(self, component: Component) -> Installed:
         """Install a component as a new version, and new versions of all that use it, which then use this one."""
+        return await self._install(await self._replacement(component))
+
+    async def plan(self, component: Component, *, replacing: bool) -> AddPlan:
+        """Return what adding or replacing a component would do; nothing is written."""
+        prepared = await (self._replacement(component) if replacing else self._registry.prepare(component))
+        self._check_trust(prepared)
+        draft = await self._drafter.draft(prepared)
+        return await told(draft, {each.identity: each.component for each in prepared}, self._stores)
+
+    async def _replacement(self, component: Component) -> list[Prepared]:
         old = await self._registry.find(component.type_id, component.identifier)
         replaced: dict[Identity, Component] = {(component.type_id, component.identifier): component}
-        for parent in await self._users(old):
+        for parent in await self._drafter.users(old):
             loaded = await self._registry.load(parent)
             replaced[parent.type_id, parent.identifier] = _substitute(loaded, replaced)
         prepared: dict[Identity, Prepared] = {}
         for each in replaced.values():
             prepared |= {found.identity: found for found in await self._registry.prepare(each)}
-        return await self._install(list(prepared.values()))
-
-    async def _users(self, record: ComponentRecord) -> list[ComponentRecord]:
-        """Return the newest versions of what uses a component, directly or not, those used first."""
-        found: dict[str, ComponentRecord] = {}
-
-        async def visit(each: ComponentRecord) -> None:
-            for parent in await self._metadata.parents(each.uuid):
-                newest = await self._registry.newest(parent.type_id, parent.identifier)
-                if newest is not None and newest.uuid == parent.uuid:
-                    found.pop(parent.uuid, None)
-                    found[parent.uuid] = parent
-                    await visit(parent)
-
-        await visit(record)
-        return list(found.values())
+        return list(prepared.values())
 
     async def _install(self, prepared: Sequence[Prepared]) -> Installed:
         self._check_trust(prepared)
         for _ in range(_ATTEMPTS):
-            draft = await self._draft(prepared)
+            draft = await self._drafter.draft(prepared)
+            for datatype in draft.datatypes:
+                self._registry.register(datatype)
             if not draft.changes:
                 return Installed(list(draft.records.values()), [])
             blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
@@ -140,99 +118,7 @@ class Installer:
                     "the setting pickle=False forbids decoding it; move it to an importable module"
                 )
 
-    async def _draft(self, prepared: Sequence[Prepared]) -> _Draft:
-        draft = _Draft()
-        for each in prepared:
-            newest = await self._registry.newest(*each.identity)
-            if newest is not None and newest.fingerprint == each.declaration.fingerprint:
-                draft.records[each.identity] = _tuned(newest, each, draft)
-            else:
-                await self._draft_one(each, newest, draft)
-        return draft
-
-    async def _draft_one(self, each: Prepared, newest: ComponentRecord | None, draft: _Draft) -> None:
-        component = each.component
-        children = {identity: draft.records[identity].uuid for identity in each.children}
-        links = list(children.values())
-        version, uuid, state, status = (0 if newest is None else newest.version + 1), uuid4().hex, "{}", "ready"
-        if isinstance(component, Table):
-            await self._draft_table(component, draft)
-        elif isinstance(component, Datatype):
-            self._registry.register(component)
-        elif isinstance(component, Listener):
-            for upstream in sorted(component.listeners()):
-                known = draft.records.get(("listener", upstream))
-                links.append((known or await self._registry.find("listener", upstream)).uuid)
-            found = await self._draft_listener(component, uuid, draft)
-            state, status = found.dumps(), "pending" if component.active else "ready"
-        record = ComponentRecord(
-            uuid=uuid,
-            type_id=component.type_id,
-            identifier=component.identifier,
-            version=version,
-            fingerprint=each.declaration.fingerprint,
-            status=status,
-            data=encode_data(each.declaration.fields, children),
-            created=time.time(),
-            state=state,
-        )
-        draft.records[each.identity] = record
-        identity = record.identity
-        draft.changes.append(PutComponent(record, list(dict.fromkeys(links)), list(each.declaration.blobs)))
-        draft.changes.append(ComponentAdded(**identity).change())
-        if status == "ready":
-            draft.changes.append(ComponentReady(**identity).change())
-
-    async def _draft_table(self, component: Table, draft: _Draft) -> None:
-        declared = self._databackend.as_made(component.schema())
-        found = await self._databackend.schema(component.identifier)
-        if (
-            found is not None
-            and not found.open
-            and (dict(found.columns), found.primary_key)
-            != (
-                dict(declared.columns),
-                declared.primary_key,
-            )
-        ):
-            raise InvalidComponentError(
-                f"there is a table {component.identifier!r} already, with other columns: it has {_described(found)}, "
-                f"and declared was {_described(declared)}"
-            )
-        draft.tables[component.identifier] = declared
-
-    async def _draft_listener(self, component: Listener, uuid: str, draft: _Draft) -> ListenerState:
-        """Check a listener against the data; return what is known of it."""
-        select = component.select
-        assert isinstance(select, QUERIES)  # noqa: S101 - the listener's own check
-        outputs = await self._registry.outputs_of(select, draft.listeners)
-        root = select.root()
-        unmade = draft.tables if draft.tables or draft.listeners else None
-        try:
-            schema = await self._databackend.check(select, outputs, unmade)
-        except TableNotFoundError as error:
-            raise TableNotFoundError(
-                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
-                f"it: Table({root!r}, {{column: datatype, ...}})"
-            ) from error
-        base = draft.tables.get(root) or await self._databackend.schema(root)
-        assert base is not None  # noqa: S101 - `check` has found it
-        _check_columns(component, schema, base)
-        datatype = component.model.datatype
-        key = {name: schema.columns[name] for name in schema.primary_key}
-        output = OutputTable(
-            name=f"_outputs_{component.identifier}"[:52] + f"_{uuid[:10]}",
-            identifier=component.identifier,
-            root=base.primary_key,
-            key=key,
-            datatype=datatype.column if isinstance(datatype, Datatype) else datatype and normalize(datatype),
-            flatten=component.flatten,
-        )
-        state = ListenerState(output, root, select.tables(), select.listeners(), component.active)
-        draft.listeners[component.identifier] = state
-        return state
-
-    async def _commit(self, draft: _Draft, release: Sequence[Change]) -> list[EventRecord]:
+    async def _commit(self, draft: Draft, release: Sequence[Change]) -> list[EventRecord]:
         changes = [*draft.changes, *release]
         made = [each.output for each in draft.listeners.values() if each.output.datatype is not None]
         async with self._databackend.transaction() as tx:
@@ -342,44 +228,6 @@ class Installer:
                 versions = await self._metadata.components(type_id=type_id, identifier=identifier)
                 found |= dict.fromkeys(owned) if going.issuperset(each.uuid for each in versions) else {}
         return [DeleteCursor(name) for name in found]
-
-
-def _tuned(installed: ComponentRecord, declared: Prepared, draft: _Draft) -> ComponentRecord:
-    """Return the record of what is installed already, tuned as it is declared now."""
-    data = declared.declaration.tuned(installed.data)
-    if data == installed.data:
-        return installed
-    draft.changes.append(SetComponentData(installed.uuid, data))
-    draft.changes.append(ComponentTuned(**installed.identity).change())
-    return dataclasses.replace(installed, data=data)
-
-
-def _described(schema: TableSchema) -> str:
-    columns = ", ".join(f"{name} {datatype}" for name, datatype in schema.columns.items())
-    return f"({columns}; primary key {', '.join(schema.primary_key)})"
-
-
-def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) -> None:
-    """Raise unless a select has the columns of the key, and the primary key of the table that it starts from."""
-    if not base.primary_key:
-        raise InvalidComponentError(
-            f"{component}: the table {base.name!r} has no primary key, so its rows can't be followed"
-        )
-    if schema.primary_key[: len(base.primary_key)] != base.primary_key:
-        raise InvalidComponentError(
-            f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
-            f"one row for each key; select has the columns {', '.join(schema.columns)}"
-        )
-    for column in component.columns:
-        if column not in schema.columns and not schema.open:
-            raise UnknownColumnError(
-                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
-            )
-    if component.identifier in base.columns:
-        raise InvalidComponentError(
-            f"{component}: the table {base.name!r} has a column of this name, which its outputs would be read by; "
-            "give the listener another identifier"
-        )
 
 
 def _substitute(component: Component, replaced: Mapping[Identity, Component]) -> Component:

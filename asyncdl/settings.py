@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     )
     job_max_attempts: int = Field(3, ge=1, description="Attempts after which a job has failed for good.")
 
+    events_keep: float | None = Field(
+        None,
+        ge=0,
+        description="Seconds after which an event is deleted from the log, once nothing holds it; by default none is.",
+    )
     reconcile_every: float | None = Field(
         None,
         gt=0,

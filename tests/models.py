@@ -144,3 +144,38 @@ def upper_bytes(text: str) -> bytes:
 
 def lower_text(data: bytes) -> str:
     return data.decode().lower()
+
+
+tagged: Counter[tuple[str, object]] = Counter()
+"""What the functions below were called with, in this process."""
+
+
+def times_two(x: int) -> int:
+    tagged["times_two", x] += 1
+    return 2 * x
+
+
+def plus_one(x: int) -> int:
+    tagged["plus_one", x] += 1
+    return x + 1
+
+
+def minus_one(x: int) -> int:
+    tagged["minus_one", x] += 1
+    return x - 1
+
+
+def sum_of(x: int, y: int) -> int:
+    tagged["sum_of", (x, y)] += 1
+    return x + y
+
+
+def digits(x: int) -> list[int]:
+    tagged["digits", x] += 1
+    return [int(each) for each in str(abs(x))]
+
+
+def gated_plus_one(x: int) -> int:
+    began.set()
+    gate.wait(60)
+    return plus_one(x)

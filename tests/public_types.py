@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import asyncdl
-from asyncdl import Added, Cursor, Datalayer, Handle, Listener, Model, OutputsWritten, Progress, Query, Written
+from asyncdl import (
+    Added,
+    AddPlan,
+    Cursor,
+    Datalayer,
+    Handle,
+    Listener,
+    Model,
+    OutputsWritten,
+    Progress,
+    Query,
+    Written,
+)
 from asyncdl.errors import AsyncDLError, ComponentNotFoundError
 
 
@@ -26,6 +38,8 @@ async def types() -> None:
     assert_type(await written.wait(), None)
     added = await db.add(Listener("length", model=Model("len", len), key="text", select=docs), wait=True)
     assert_type(added, Added)
+    assert_type(await db.add(added.component, dry_run=True), AddPlan)
+    assert_type(await db.replace(added.component, dry_run=True), AddPlan)
     async for progress in added.progress():
         assert_type(progress, Progress)
     assert_type(await db.reconcile(), Handle)

@@ -182,6 +182,15 @@ class Registry:
         self._loaded[record.uuid] = record.data, component
         return component
 
+    async def named(self, uuid: str) -> dict[str, Any]:
+        """Return the type and identifier of an installed component, as events name them; empty: it was removed."""
+        loaded = self._loaded.get(uuid)
+        if loaded is not None:
+            _, component = loaded
+            return {"type_id": component.type_id, "identifier": component.identifier}
+        found = await self.metadata.components(uuids=[uuid])
+        return {"type_id": found[0].type_id, "identifier": found[0].identifier} if found else {}
+
     async def record(self, record: ComponentRecord) -> dict[str, Any]:
         """Return all that is known of an installed component, as plain values: without decoding any artifact."""
         data = msgspec.json.decode(record.data)

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from asyncdl.errors import EventsTrimmedError
+from asyncdl.events.filters import EventFilter
 from asyncdl.events.log import EventLog, describe
 from asyncdl.events.types import Event, HandlerFailed
 
@@ -27,20 +29,29 @@ class EventBus:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._handlers: list[tuple[tuple[type[Event], ...], Handler]] = []
+        self._handlers: list[tuple[EventFilter, Handler]] = []
 
-    def on(self, *types: type[Event]) -> Callable[[H], H]:
-        """Return a decorator that registers a handler for these types of event (and those derived from them)."""
+    def on(
+        self, *types: type[Event], table: str | None = None, component: tuple[str, str] | None = None
+    ) -> Callable[[H], H]:
+        """Return a decorator that registers a handler for these types of event (and those derived from them).
+
+        Parameters
+        ----------
+        table, component
+            Only events about this table, or about the component of this type and identifier.
+        """
+        wanted = EventFilter.of(types, table=table, component=component)
 
         def register(handler: H) -> H:
-            self._handlers.append((types or (Event,), handler))
+            self._handlers.append((wanted, handler))
             return handler
 
         return register
 
     def off(self, handler: Handler) -> None:
         """Unregister a handler."""
-        self._handlers = [(types, each) for types, each in self._handlers if each != handler]
+        self._handlers = [(wanted, each) for wanted, each in self._handlers if each != handler]
 
     async def run(self, since: int | None = None) -> None:
         """Deliver events, from now on or after the position ``since``, until cancelled."""
@@ -51,10 +62,18 @@ class EventBus:
             head = await self._log.last()
             if not self._handlers:
                 start = head
+        while True:
+            try:
+                await self._deliver(start)
+            except EventsTrimmedError as error:
+                logger.error("the handlers are so slow that events were deleted before their turn: %s", error)
+                start = error.first - 1
+
+    async def _deliver(self, start: int) -> None:
         async with self._log.subscribe(since=start) as events:
             async for event in events:
-                for types, handler in list(self._handlers):
-                    if isinstance(event, types):
+                for wanted, handler in list(self._handlers):
+                    if wanted.takes(event):
                         await self._call(handler, event)
 
     async def _call(self, handler: Handler, event: Event) -> None:

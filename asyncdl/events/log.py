@@ -6,9 +6,15 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asyncdl.errors import ClosedError, InvalidIdentifierError
+from asyncdl.errors import ClosedError, EventsTrimmedError, InvalidIdentifierError
+from asyncdl.events.filters import EventFilter
 from asyncdl.events.types import Event
 from asyncdl.metadata.base import DeleteCursor, MetadataStore, MoveCursor
+
+SUBSCRIBER = "subscriber:"
+"""What the cursors of named subscriptions begin with."""
+TRIMMED = "events:trimmed"
+"""The cursor of the largest ``seq`` that retention has deleted."""
 
 _PAGE = 500
 _SAVE_EVERY = 100
@@ -25,14 +31,13 @@ class Subscription:
     def __init__(
         self,
         store: MetadataStore,
-        types: Collection[type[Event]],
-        topics: Collection[str],
+        wanted: EventFilter,
         name: str | None,
         position: int,
     ) -> None:
         self._store = store
-        self._types = frozenset(_concrete(types))
-        self._topics = tuple(topics)
+        self._wanted = wanted
+        self._types = wanted.types
         self._name = name
         self._position = position
         """Everything up to here has been dealt with."""
@@ -50,7 +55,13 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        """Return the next event, waiting for it as long as it takes. Cancelling the wait loses nothing."""
+        """Return the next event, waiting for it as long as it takes. Cancelling the wait loses nothing.
+
+        Raises
+        ------
+        EventsTrimmedError
+            Retention has deleted events that were still to be read: only a named subscription holds them.
+        """
         if self._closed:
             raise StopAsyncIteration
         if self._next:
@@ -62,6 +73,7 @@ class Subscription:
             await self.save()
         event = self._page[self._next]
         self._next += 1
+        self._position = max(self._position, event.seq - 1)  # what was passed over need not be read again
         return event
 
     async def _fill(self) -> None:
@@ -69,15 +81,17 @@ class Subscription:
         while True:
             seen = await self._store.wait_for_commits(seen, "events")
             head = await self._store.last_event()
-            if head <= self._position:
-                continue
-            records = await self._store.events(
-                self._position, types=sorted(self._types), topics=self._topics, limit=_PAGE, up_to=head
-            )
-            if records:
-                self._page, self._next = [Event.from_record(record) for record in records], 0
-                return
-            self._position = head  # nothing up to here was for us
+            while self._position < head:
+                records = await self._store.events(
+                    self._position, types=self._types, topics=self._wanted.topics, limit=_PAGE, up_to=head
+                )
+                if not records or records[0].seq != self._position + 1:
+                    await check_kept(self._store, self._position)
+                events = [event for event in map(Event.from_record, records) if self._wanted.takes_selected(event)]
+                if events:
+                    self._page, self._next = events, 0
+                    return
+                self._position = records[-1].seq if len(records) == _PAGE else head  # nothing up to here was for us
 
     async def save(self) -> None:
         """Store a named subscription's position now."""
@@ -92,13 +106,15 @@ class Subscription:
             await self.save()
 
 
-def _concrete(types: Collection[type[Event]]) -> set[str]:
-    """Return the names of event classes, with those that derive from them."""
-    names: set[str] = set()
-    for each in types:
-        names.add(each.__name__)
-        names |= _concrete(each.__subclasses__())
-    return names
+async def check_kept(store: MetadataStore, since: int) -> None:
+    """Raise `EventsTrimmedError` unless the log holds every event after a position."""
+    trimmed = await store.cursor(TRIMMED) or 0
+    if since < trimmed:
+        raise EventsTrimmedError(
+            f"events after {since} were asked for, and the log begins with {trimmed + 1}: older ones were deleted, as the "
+            f"setting events_keep says; since={trimmed} reads all that there is",
+            trimmed + 1,
+        )
 
 
 class EventLog:
@@ -112,6 +128,8 @@ class EventLog:
     async def subscribe(
         self,
         *types: type[Event],
+        table: str | None = None,
+        component: tuple[str, str] | None = None,
         name: str | None = None,
         since: int | None = None,
         topics: Collection[str] = (),
@@ -120,6 +138,10 @@ class EventLog:
 
         Parameters
         ----------
+        table
+            Only events about this table.
+        component
+            Only events about the component of this type and identifier, ``("listener", "length")``, its jobs' included.
         name
             Makes the subscription durable: it resumes where the last one of this name stopped. Of two at once of one
             name each sees every event.
@@ -127,8 +149,16 @@ class EventLog:
             Start after this ``seq``: 0 replays the whole log. None: where the named one stopped; otherwise with the
             next event that happens.
         topics
-            Only events about these tables or components.
+            Only events with these topics: the tables or identifiers that they are about, or what your own events say.
+
+        Raises
+        ------
+        ConfigurationError
+            No event could ever pass.
+        EventsTrimmedError
+            The log holds no longer what happened after ``since``.
         """
+        wanted = EventFilter.of(types, table=table, component=component, topics=topics)
         if not self._open:
             raise ClosedError("the datalayer is closed")
         cursor = None
@@ -137,14 +167,15 @@ class EventLog:
                 raise InvalidIdentifierError(
                     f"a subscription's name has 1 to 100 printable characters, not {name[:60]!r}"
                 )
-            cursor = f"subscriber:{name}"
+            cursor = f"{SUBSCRIBER}{name}"
         stored = None if cursor is None else await self._store.cursor(cursor)
         start = stored if since is None else since
         if start is None:
             start = await self._store.last_event()
+        await check_kept(self._store, start)
         if cursor is not None and stored != start:
             await self._store.commit(MoveCursor(cursor, start))
-        subscription = Subscription(self._store, types, topics, cursor, start)
+        subscription = Subscription(self._store, wanted, cursor, start)
         try:
             yield subscription
         finally:
@@ -155,14 +186,34 @@ class EventLog:
         [record] = await self._store.commit(event.change())
         return Event.from_record(record)
 
-    async def read(self, since: int = 0, *types: type[Event], limit: int = 1000) -> list[Event]:
-        """Return stored events after a position, without waiting for more."""
-        records = await self._store.events(since, types=sorted(_concrete(types)), limit=limit)
+    async def read(self, since: int | None = None, *types: type[Event], limit: int = 1000) -> list[Event]:
+        """Return stored events after a position (None: from the first that is kept), without waiting for more.
+
+        Raises
+        ------
+        EventsTrimmedError
+            The log holds no longer what happened after ``since``.
+        """
+        wanted = EventFilter.of(types)
+        records = await self._store.events(since or 0, types=wanted.types, limit=limit)
+        if since is not None:
+            await check_kept(self._store, since)
         return [Event.from_record(record) for record in records]
 
+    async def cursors(self) -> dict[str, int]:
+        """Return the names of the durable subscriptions, each with the ``seq`` up to which it has dealt with events.
+
+        Each holds the log: events that it has not dealt with are not deleted. `forget` lets one go.
+        """
+        return {
+            name.removeprefix(SUBSCRIBER): seq
+            for name, seq in sorted((await self._store.cursors()).items())
+            if name.startswith(SUBSCRIBER)
+        }
+
     async def forget(self, name: str) -> None:
-        """Forget a durable subscription: the next of this name starts anew."""
-        await self._store.commit(DeleteCursor(f"subscriber:{name}"))
+        """Forget a durable subscription: the next of this name starts anew, and what it alone held may be deleted."""
+        await self._store.commit(DeleteCursor(f"{SUBSCRIBER}{name}"))
 
     async def changed(self, seen: int) -> int:
         """Wait until something may have been published since the token ``seen`` (0 at first); return the new one."""

@@ -32,6 +32,8 @@ class Event:
 
     topic_field: ClassVar[str] = ""
     """The field whose value is the event's topic: by which subscriptions can be narrowed."""
+    component_type: ClassVar[str] = ""
+    """The type of the component that the topic names; empty where it names none, or the event itself says its type."""
 
     seq: int = field(default=0, compare=False)
     created: float = field(default=0.0, compare=False)
@@ -173,6 +175,7 @@ class OutputsWritten(Event):
     """
 
     topic_field: ClassVar[str] = "identifier"
+    component_type: ClassVar[str] = "listener"
 
     identifier: str
     uuid: str
@@ -182,13 +185,23 @@ class OutputsWritten(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent(Event):
-    """Something happened to a job."""
+    """Something happened to a job.
 
-    topic_field: ClassVar[str] = "kind"
+    Attributes
+    ----------
+    target
+        The uuid of the component that it works for.
+    type_id, identifier
+        That component's name; empty where it was removed meanwhile.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
 
     job: str
     kind: str
     target: str
+    type_id: str = ""
+    identifier: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +260,7 @@ class ScheduleFired(Event):
     """
 
     topic_field: ClassVar[str] = "identifier"
+    component_type: ClassVar[str] = "schedule"
 
     identifier: str
     uuid: str
@@ -264,6 +278,7 @@ class ReconcileRequested(Event):
     """
 
     topic_field: ClassVar[str] = "identifier"
+    component_type: ClassVar[str] = "listener"
 
     identifier: str = ""
 
@@ -288,9 +303,23 @@ class RetryRequested(Event):
     """
 
     topic_field: ClassVar[str] = "identifier"
+    component_type: ClassVar[str] = "listener"
 
     identifier: str
     ids: list[Key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventsTrimmed(Event):
+    """The oldest events are being deleted from the log, as the setting ``events_keep`` says.
+
+    Attributes
+    ----------
+    up_to
+        The largest ``seq`` that goes.
+    """
+
+    up_to: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +333,7 @@ class OutputsReplaced(Event):
     """
 
     topic_field: ClassVar[str] = "identifier"
+    component_type: ClassVar[str] = "listener"
 
     identifier: str
     uuid: str

@@ -126,7 +126,10 @@ class Jobs:
     async def _move(self, job: str, state: JobState, among: tuple[JobState, ...]) -> None:
         found = await self.get(job)
         changes = [SetJobState(job, state, among, time.time())]
-        event = JobCancelled(job=job, kind=found.kind, target=found.target).change(found.first, found.last)
+        named: dict[str, Any] = {}
+        for each in await self._metadata.components(uuids=[found.target]):
+            named = {"type_id": each.type_id, "identifier": each.identifier}
+        event = JobCancelled(job=job, kind=found.kind, target=found.target, **named).change(found.first, found.last)
         try:
             await self._metadata.commit(*changes, *([event] if state == "cancelled" else []))
         except ConflictError as error:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
+from collections.abc import Sequence
 
+from asyncdl import codec
 from asyncdl.errors import ClosedError, StoreError
+from asyncdl.events.types import ComponentAdded
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
-from asyncdl.metadata.base import GOING_ON, MetadataStore
+from asyncdl.metadata.base import GOING_ON, UNFINISHED, ComponentRecord, JobFilter, MetadataStore
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -83,6 +86,22 @@ class Completion:
             if not future.done():
                 future.set_exception(ClosedError("the datalayer was closed while its work was waited for; it goes on when "
                                                  "the datalayer is next opened"))  # fmt: skip
+
+
+async def set_up_range(metadata: MetadataStore, records: Sequence[ComponentRecord]) -> tuple[int, int]:
+    """Return the range of events whose work completes components that are not complete yet; (0, 0): all are.
+
+    An event may be gone from the log; the jobs that it led to are not.
+    """
+    pending = [record for record in records if record.status == "pending"]
+    if not pending:
+        return 0, 0
+    names, uuids = [each.identifier for each in pending], {each.uuid for each in pending}
+    added = await metadata.events(0, types=[ComponentAdded.__name__], topics=names, limit=100_000)
+    found = [(each.seq, each.seq) for each in added if codec.loads(each.payload)["uuid"] in uuids]
+    for uuid in uuids:
+        found += [(job.first, job.last) for job in await metadata.jobs(JobFilter(states=UNFINISHED, target=uuid))]
+    return min((first for first, _ in found), default=0), max((last for _, last in found), default=0)
 
 
 class _Ranges:

@@ -42,6 +42,7 @@ from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
+from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
 from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
 from asyncdl.metadata.base import (
     AdvanceJob,
@@ -66,15 +67,53 @@ class ListenerWork(Work):
         self._shard = Shard.of_job(self._arguments)
         self._split: list[PutJob] = []
         self._rules: ModelCall | None = None
+        self._waits = False
+        """Whether there was nothing to be done, and nothing follows."""
 
     async def run(self) -> None:
-        """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
+        """Do the work; a listener that a newer version took over from meanwhile needs none."""
+        try:
+            while not await self._pass():
+                self._done = 0
+        except _RetiredError:
+            self._waits, self._split = True, []
+
+    async def _pass(self) -> bool:
+        """Do the work; return whether it was done, or a newer version took over from one that was being read."""
         await self._load()
         try:
-            await self._work()
-        except (StoreError, QueryError):  # its outputs may have been dropped under it
-            await self._record_if_needed()
+            setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
+            self._waits = not await self._upstream.is_due(self._record, self._output, setting_up=setting_up)
+            if not self._waits:
+                await self._work()
+        except UpstreamReplacedError:
+            return False
+        except LeaseLostError:
             raise
+        except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
+            await self._record_if_needed()
+            if not await self._is_gone():
+                if await self._upstream.was_replaced():
+                    return False
+                raise
+            await self._empty()
+        return True
+
+    async def _is_gone(self) -> bool:
+        """Return whether the table of the rows is there no longer: another program dropped it."""
+        return self._state.root not in await self._stores.databackend.tables()
+
+    async def _empty(self) -> None:
+        """Leave no outputs, as there are no rows."""
+        stores, advance = self._stores, AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
+        async with stores.databackend.transaction() as tx:
+            if self._output.datatype is not None:
+                await stores.databackend.drop_outputs(self._output, tx)
+                await stores.databackend.create_outputs(self._output, tx)
+            if stores.shared:
+                await stores.metadata.commit(advance, joining=tx)
+        if not stores.shared:
+            await stores.metadata.commit(advance)
 
     async def _work(self) -> None:
         if self._job.kind == BACKFILL:
@@ -87,7 +126,8 @@ class ListenerWork(Work):
             if not await self._in_shards():
                 await self._backfill()
         elif self._job.kind == RECOMPUTE:
-            await self._process(self._reader.scan(missing=False))
+            since, died = self._arguments["since"], self._job.attempts > 1
+            await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest(since)))
             await self._sweep(None)
         elif self._job.kind == REFRESH:
             self._total = len(self._arguments["ids"])
@@ -95,9 +135,20 @@ class ListenerWork(Work):
                 self._reader.refresh([as_key(each) for each in self._arguments["ids"]], self._arguments["since"])
             )
 
+    async def _leaves_the_rest(self, since: int) -> bool:
+        """Return whether rows without outputs can be left to the backfill: it reads them later than ``since``.
+
+        Not to one that is under way since before: what it has read, and not written yet, may be out of date.
+        """
+        if self._record.status == "ready":
+            return False
+        running = JobFilter(states=["running"], target=self._job.target)
+        others = [job for job in await self._stores.metadata.jobs(running) if job.id != self._job.id]
+        return all(codec.loads(job.payload)["since"] >= since for job in others)
+
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        if self._job.kind != BACKFILL:
+        if self._job.kind != BACKFILL or self._waits:
             return Conclusion()
         if self._split:
             [own] = await self._stores.metadata.jobs(JobFilter(ids=[self._job.id]))
@@ -107,17 +158,10 @@ class ListenerWork(Work):
             counted, last = await self._shard.succeeded(self._stores.metadata)
             if not last:
                 return Conclusion(counted)
-        if not await self._upstream_is_ready():
+        if not await self._upstream.is_ready():
             return Conclusion(counted)  # when that becomes ready, another backfill is planned
         conclusion = await take_over(self._stores.metadata, self._job)
         return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
-
-    async def _upstream_is_ready(self) -> bool:
-        for identifier in self._select.listeners():
-            records = await self._stores.metadata.components(type_id="listener", identifier=identifier)
-            if not any(record.status == "ready" for record in records):
-                return False
-        return True
 
     def gives_up_on(self, error: Exception) -> bool:
         """Return whether the model's rules say that such an error, of its own or not, is not worth another attempt."""
@@ -169,9 +213,10 @@ class ListenerWork(Work):
 
     async def _record_if_needed(self) -> ComponentRecord:
         records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records or records[0].status == "retired":
-            what = "replaced by a newer version" if records else "removed"
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been {what}")
+        if not records:
+            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
+        if records[0].status == "retired":
+            raise _RetiredError
         return records[0]
 
     async def _load(self) -> None:
@@ -186,7 +231,8 @@ class ListenerWork(Work):
         assert isinstance(limits, Model)  # noqa: S101 - listeners have no other models
         self._rules = self._call = registry.call(limits, model, signature_of(component.key))
         self._select = component.select
-        self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
+        self._upstream = await Upstream.read(self._stores, component.select)
+        self._outputs: Mapping[str, OutputTable] = self._upstream.outputs
         self._width = len(self._output.key)
         on_loop = self._call.placement == "loop"
         self._size = BatchSize(self._call.max_concurrency if on_loop else 1, at_most=self._in_a_second())
@@ -196,7 +242,7 @@ class ListenerWork(Work):
             stores.metadata,
             stores.databackend,
             component,
-            self._outputs,
+            self._upstream,
             lambda: self._state.output,
             self._size,
             self._ahead,
@@ -438,6 +484,10 @@ class ListenerWork(Work):
 
     async def _advance(self, stage: str) -> None:
         await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
+
+
+class _RetiredError(Exception):
+    """A newer version has taken over."""
 
 
 def _error(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
@@ -11,6 +11,7 @@ from asyncdl.databackend.base import Key, as_key
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
+    ComponentRemoved,
     Event,
     JobFailed,
     OutputsReplaced,
@@ -43,6 +44,7 @@ PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
     ComponentAdded,
     ComponentReady,
+    ComponentRemoved,
     OutputsWritten,
     OutputsReplaced,
     RetryRequested,
@@ -69,6 +71,9 @@ class InstalledListener:
     active: bool = True
     ready: bool = True
     """Whether its first backfill has been completed."""
+    version: int = 0
+    failed: bool = False
+    """Whether its first backfill has failed for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +141,15 @@ def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> 
 
 @plan.register
 def _(event: ComponentReady, installed: Installation, first: int, last: int) -> list[Plan]:
-    """Have those completed that were waiting for it: their own first backfill may have come before all that they read."""
+    return _complete_readers(event.identifier, event, installed, first, last) if event.type_id == "listener" else []
+
+
+def _complete_readers(read: str, event: Event, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Have those completed that were waiting for a listener: their own backfill may have come before all that they read."""
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
         for each in installed.listeners
-        if event.type_id == "listener" and event.identifier in each.listeners and each.active and not each.ready
+        if read in each.listeners and each.active and not each.ready
     ]
 
 
@@ -151,10 +160,36 @@ def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[
     if found is None:
         return []
     why = f"it depends on job {event.job} ({event.kind} of listener {found.identifier!r}), which failed; retry that"
-    return [
+    plans = [
         Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments={"upstream": event.job})
         for each in _downstream(found, installed)
     ]
+    older = [each for each in _versions(found, installed) if each.version < found.version]
+    if event.kind == BACKFILL and older:  # the new version won't take over, so for now the one before it counts
+        plans += _bring_up_to_date(older[-1], event, installed, first, last)
+    return plans
+
+
+def _bring_up_to_date(
+    version: InstalledListener, event: Event, installed: Installation, first: int, last: int
+) -> list[Plan]:
+    """Make up for what was left undone while a newer version was to take over."""
+    plans = _complete_readers(version.identifier, event, installed, first, last)
+    if version.listeners and version.active:
+        plans.append(Plan(RECOMPUTE, version.uuid, event.seq, first, last))
+    return plans
+
+
+def _versions(listener: InstalledListener, installed: Installation) -> list[InstalledListener]:
+    found = [each for each in installed.listeners if each.identifier == listener.identifier]
+    return sorted(found, key=lambda each: each.version)
+
+
+def _is_superseded(listener: InstalledListener, installed: Installation) -> bool:
+    """Return whether a newer version is being set up, and then takes over."""
+    return any(
+        each.version > listener.version and each.active and not each.failed for each in _versions(listener, installed)
+    )
 
 
 def _downstream(listener: InstalledListener, installed: Installation) -> list[InstalledListener]:
@@ -206,6 +241,9 @@ def _call(target: str, event: Event, first: int, last: int) -> Plan:
 
 @plan.register
 def _(event: OutputsWritten, installed: Installation, first: int, last: int) -> list[Plan]:
+    written = next((each for each in installed.listeners if each.uuid == event.uuid), None)
+    if written is not None and not written.ready and any(each.ready for each in _versions(written, installed)):
+        return []  # nobody reads them yet: when they are complete, an `OutputsReplaced` tells
     return [
         Plan(REFRESH, each.uuid, event.seq, first, last, ids=tuple(event.ids))
         for each in installed.listeners
@@ -227,8 +265,18 @@ def _(event: OutputsReplaced, installed: Installation, first: int, last: int) ->
     return [
         Plan(RECOMPUTE, each.uuid, event.seq, first, last)
         for each in installed.listeners
-        if event.identifier in each.listeners and each.active
+        if event.identifier in each.listeners and each.active and not _is_superseded(each, installed)
     ]
+
+
+@plan.register
+def _(event: ComponentRemoved, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Have the version before a removed one brought up to date: while that was to take over, it was not."""
+    left = [each for each in installed.listeners if each.identifier == event.identifier]
+    newest = max(left, key=lambda each: each.version, default=None)
+    if event.type_id != "listener" or newest is None or newest.version > event.version:
+        return []
+    return _bring_up_to_date(newest, event, installed, first, last)
 
 
 @plan.register
@@ -246,6 +294,21 @@ def _(event: ReconcileRequested, installed: Installation, first: int, last: int)
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"sweep": True})
         for each in installed.listeners
         if event.identifier in {"", each.identifier} and each.active
+    ]
+
+
+def without_covered(plans: Iterable[Plan], installed: Installation) -> list[Plan]:
+    """Let one recomputation of all rows of a listener do for what earlier events ask for of some of them.
+
+    A listener that is still set up keeps both: of its rows, only those that have outputs are recomputed.
+    """
+    plans, ready = list(plans), {each.uuid for each in installed.listeners if each.ready}
+    whole = {each.target: each.since for each in plans if each.kind == RECOMPUTE and each.target in ready}
+    return [
+        replace(each, kind=RECOMPUTE, ids=())
+        if each.kind == REFRESH and not each.failed and each.since <= whole.get(each.target, -1)
+        else each
+        for each in plans
     ]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 from asyncdl.components.listener import Listener
 from asyncdl.compute.base import ComputeFuture
 from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row, SplitsScans
 from asyncdl.jobs.batching import BatchSize, ReadAhead
+from asyncdl.jobs.upstream import Upstream
 from asyncdl.metadata.base import MetadataStore
 
 _FETCH = 1000
@@ -51,8 +54,8 @@ class Reader:
 
     Parameters
     ----------
-    outputs
-        The output tables that its select goes through.
+    upstream
+        The listeners that its select goes through.
     output
         Its own; not yet made while its datatype is None.
     """
@@ -62,7 +65,7 @@ class Reader:
         metadata: MetadataStore,
         databackend: DataBackend,
         listener: Listener,
-        outputs: Mapping[str, OutputTable],
+        upstream: Upstream,
         output: Callable[[], OutputTable],
         size: BatchSize,
         ahead: ReadAhead,
@@ -70,7 +73,8 @@ class Reader:
         self._metadata = metadata
         self._databackend = databackend
         self._listener = listener
-        self._outputs = outputs
+        self._upstream = upstream
+        self._outputs = upstream.outputs
         self._output = output
         self._size = size
         self._ahead = ahead
@@ -110,6 +114,7 @@ class Reader:
                 missing=self.written() if missing else None,
                 **bound,
             )
+            await self._upstream.check(as_of)
             if rows:
                 after = rows[-1][: self._width]
                 columns = list(zip(*rows, strict=True))
@@ -119,6 +124,49 @@ class Reader:
                 yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
             if len(rows) < limit:
                 return
+
+    async def scan_stale(self, since: int, *, again: bool, written: bool) -> AsyncIterator[Batch]:
+        """Yield all rows but for those whose outputs are of ``since`` or later.
+
+        Parameters
+        ----------
+        again
+            Whether an attempt has died: what it wrote may not have been told of, nor a root row's elements be complete.
+        written
+            Whether to leave out rows that have no outputs.
+        """
+        before: tuple[Key, bool] | None = None
+        async with aclosing(self.scan(missing=False)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                output = self.written()
+                if again or (output is None and not written):
+                    yield batch
+                    continue
+                roots = self._ids(batch.columns)
+                stale = await self._stale(output, roots, since, written=written)
+                if before is not None and before[0] == roots[0]:  # its first elements were on the page before
+                    stale = stale | {roots[0]} if before[1] else stale - {roots[0]}
+                before = roots[-1], roots[-1] in stale
+                if stale:
+                    yield self._only(batch, stale)
+                else:
+                    self._ahead.writing()  # another may be read in its place
+
+    def _only(self, batch: Batch, stale: set[Key]) -> Batch:
+        """Return a batch without the rows of other root rows."""
+        columns = batch.columns
+        keys = list(zip(*columns[: self._roots], strict=True)) if self._roots > 1 else columns[0]
+        kept = [key in stale for key in keys]
+        ids = [key for key in batch.ids if key in stale]
+        replaced = None if batch.replaced is None else ids
+        columns = [list(compress(column, kept)) for column in columns]
+        return replace(batch, columns=columns, size=sum(kept), ids=ids, replaced=replaced)
+
+    async def _stale(self, output: OutputTable | None, roots: Sequence[Key], since: int, *, written: bool) -> set[Key]:
+        if output is None:
+            return set()
+        current = await self._databackend.current(output, roots, since)
+        return (await self._databackend.current(output, roots, 0) if written else set(roots)) - current
 
     async def refresh(self, ids: list[Key], since: int) -> AsyncIterator[Batch]:
         """Yield the rows that come from these root rows, but for those whose outputs are of ``since`` or later."""
@@ -135,6 +183,7 @@ class Reader:
                 rows = await self._databackend.fetch(
                     self._listener.select, self._outputs, self._listener.columns, stale
                 )
+            await self._upstream.check(as_of)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
             yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
 

@@ -239,7 +239,8 @@ class Runner:
         raise conflict
 
     async def _conclude(self, job: JobRecord, work: Work) -> None:
-        event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
+        named = await self._named(job)
+        event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done, **named)
         conclusion = await work.conclude()
         changes: list[Change] = [
             FinishJob(job.id, self.owner, "succeeded", time.time()),
@@ -277,7 +278,8 @@ class Runner:
             await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))
             return
         logger.error("job %s failed for good after %d attempts", job.id, job.attempts, exc_info=error)
-        event = JobFailed(job=job.id, kind=job.kind, target=job.target, error=text, attempts=job.attempts)
+        named = await self._named(job)
+        event = JobFailed(job=job.id, kind=job.kind, target=job.target, error=text, attempts=job.attempts, **named)
         changes: list[Change] = [
             FinishJob(job.id, self.owner, "failed", now, error=text),
             event.change(job.first, job.last),
@@ -285,6 +287,13 @@ class Runner:
         if work is not None:
             changes += await work.give_up()
         await self._end(job, *changes)
+
+    async def _named(self, job: JobRecord) -> dict[str, Any]:
+        """Return how events name a job's component: it is known, unless loading it is what failed."""
+        try:
+            return await self._stores.registry.named(job.target)
+        except StoreError:
+            return {}  # its uuid is there all the same
 
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))

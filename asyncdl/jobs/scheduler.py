@@ -11,7 +11,7 @@ from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, ComponentTuned, Event
+from asyncdl.events.types import ComponentEvent, ComponentTuned, Event, EventsTrimmed
 from asyncdl.jobs.planner import (
     FEW_FIRST,
     PER_PRIORITY,
@@ -22,6 +22,7 @@ from asyncdl.jobs.planner import (
     Plan,
     merge,
     plan,
+    without_covered,
 )
 from asyncdl.metadata.base import (
     UNFINISHED,
@@ -43,7 +44,8 @@ PLANNED_TYPES = sorted(
     {each.__name__ for base in (*PLANNED, ComponentTuned) for each in (base, *base.__subclasses__())}
 )
 """The names of the events that are dealt with; the others are passed over, and need no commit of the cursor."""
-_COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
+_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
+"""What says that the components may be others: also that such an event may have been deleted before it was seen here."""
 
 
 class Scheduler:
@@ -77,15 +79,18 @@ class Scheduler:
         if self._position is None:
             self._position = await self._metadata.cursor(CURSOR) or 0
         position = self._position
-        records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
-        if not records:
-            return False
-        await self._look_at_components(records[-1].seq)
+        while True:
+            records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
+            if not records:
+                return False
+            if not await self._look_at_components(records[-1].seq):
+                break  # else what changed may be behind this page, and belongs to it
         plans = [
             each
             for record in records
             for each in plan(Event.from_record(record), self._installation, record.first, record.last)
         ]
+        plans = without_covered(plans, self._installation)
         await self._prioritize(records)
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
         try:
@@ -113,11 +118,15 @@ class Scheduler:
     def _priority(self, target: str, *, few: bool) -> int:
         return PER_PRIORITY * self._priorities.get(target, 0) + (FEW_FIRST if few else 0)
 
-    async def _look_at_components(self, upto: int) -> None:
-        """Read again what is installed if any component was added, became ready, or went."""
-        if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            self._installation = await self._installed()
-        self._known = upto
+    async def _look_at_components(self, upto: int) -> bool:
+        """Read again what is installed if any component was added, became ready, or went; return whether it was."""
+        if self._known >= 0 and not await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
+            self._known = max(self._known, upto)
+            return False
+        known = await self._metadata.last_event()
+        self._installation = await self._installed()
+        self._known = known
+        return True
 
     async def _installed(self) -> Installation:
         found = await self._registry.listeners()
@@ -131,6 +140,8 @@ class Scheduler:
                 state.listeners,
                 state.active,
                 record.status == "ready",
+                record.version,
+                record.status == "failed",
             )
             for record, state in found
         ]

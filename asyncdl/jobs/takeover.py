@@ -16,15 +16,15 @@ async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
     for record in await metadata.components(uuids=[job.target]):
         if record.status not in {"pending", "failed"}:
             continue
-        changes += [
-            SetComponentStatus(record.uuid, "ready", expected=record.status),
-            ComponentReady(**record.identity).change(job.first, job.last),
-        ]
+        changes.append(SetComponentStatus(record.uuid, "ready", expected=record.status))
         for older in await metadata.components(type_id=record.type_id, identifier=record.identifier):
             if older.version < record.version and older.status != "retired":
                 changes.append(SetComponentStatus(older.uuid, "retired"))
                 dropped.append(ListenerState.loads(older.state).output)
-        if dropped:
+        if (
+            dropped
+        ):  # first: what becomes ready by the next event then reads later than this, and need not be read again
             replaced = OutputsReplaced(identifier=record.identifier, uuid=record.uuid)
             changes.append(replaced.change(job.first, job.last))
+        changes.append(ComponentReady(**record.identity).change(job.first, job.last))
     return Conclusion(changes, dropped)

@@ -11,10 +11,10 @@ import time
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import Schedule
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, ScheduleFired
+from asyncdl.events.types import ComponentEvent, EventsTrimmed, ScheduleFired
 from asyncdl.metadata.base import AppendEvent, Change, ComponentRecord, MetadataStore, MoveCursor
 
-_COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
+_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
 _LONGEST = 60.0
 """Seconds after which the clock is looked at again: it may have been set."""
 

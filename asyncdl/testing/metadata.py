@@ -464,6 +464,30 @@ class MetadataStoreTests(ABC):
         [after] = await store.commit(event("d"))
         assert after.seq > made[2].seq
 
+    async def test_of_two_that_delete_events_one_gets_through_at_a_time(
+        self, store: MetadataStore, other: MetadataStore, tmp_path: Path
+    ) -> None:
+        made = await store.commit(*(event(f"{n}") for n in range(60)))
+
+        async def delete(on: MetadataStore) -> int:
+            steps, at = 0, 0
+            while at < made[39].seq:
+                up_to = made[min(40, steps * 5 + 5) - 1].seq
+                try:
+                    await on.commit(DeleteEvents(up_to), MoveCursor("deleted", up_to, expected=at), event("done"))
+                except ConflictError:
+                    return steps
+                steps, at = steps + 1, up_to
+            return steps
+
+        steps = await asyncio.gather(delete(store), delete(other))
+        assert sum(steps) == 8  # each step once, by whichever of them
+        assert await store.cursor("deleted") == made[39].seq
+        left = await store.events(0)
+        assert left[:20] == made[40:]
+        assert [each.topic for each in left[20:]] == ["done"] * 8
+        assert len(await self.raw(tmp_path, "events")) == 28
+
     async def test_a_reader_misses_nothing_of_20_concurrent_committers(
         self, store: MetadataStore, other: MetadataStore
     ) -> None:
@@ -541,10 +565,12 @@ class MetadataStoreTests(ABC):
         await store.commit(MoveCursor("c", 9, expected=5))
         await store.commit(MoveCursor("d", 2**53 + 1, expected=0))
         assert (await store.cursor("c"), await store.cursor("d")) == (9, 2**53 + 1)
+        assert await store.cursors() == {"c": 9, "d": 2**53 + 1}
         await store.commit(MoveCursor("c", 3))
         assert await store.cursor("c") == 3
         await store.commit(DeleteCursor("c"), DeleteCursor("never there"))
         assert await store.cursor("c") is None
+        assert await store.cursors() == {"d": 2**53 + 1}
         assert len(await self.raw(tmp_path, "cursors")) == 1
 
     async def test_of_many_schedulers_one_gets_each_event(self, store: MetadataStore, other: MetadataStore) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
+    ComponentRemoved,
     Event,
     JobFailed,
     JobSucceeded,
@@ -35,6 +36,7 @@ from asyncdl.jobs.planner import (
     Plan,
     merge,
     plan,
+    without_covered,
 )
 
 PLAIN = InstalledListener("u-plain", "plain", "docs", ["docs"], [])
@@ -184,3 +186,54 @@ def test_merging_loses_no_work_and_forgets_no_cause(asked: list[tuple[str, str, 
         assert same[0].since >= each.since
     for job in jobs:
         assert len(set(job.ids)) == len(job.ids)
+
+
+OLD = InstalledListener("u-a0", "a", "docs", ["docs"], ["up"], version=0)
+NEW = InstalledListener("u-a1", "a", "docs", ["docs"], ["up"], ready=False, version=1)
+UP = InstalledListener("u-up", "up", "docs", ["docs"], [])
+READER = InstalledListener("u-reader", "reader", "docs", ["docs"], ["a"])
+WAITING = InstalledListener("u-waiting", "waiting", "docs", ["docs"], ["a"], ready=False)
+
+
+def asked(event: Event, *installed: InstalledListener) -> list[tuple[str, str]]:
+    return [(each.kind, each.target) for each in plan(event, Installation(installed), 3, 8) if not each.failed]
+
+
+def test_nobody_follows_outputs_that_are_not_read_yet() -> None:
+    written = OutputsWritten(seq=9, identifier="a", uuid="u-a1", ids=[1])
+    assert asked(written, OLD, NEW, READER, WAITING) == []
+    assert asked(written, NEW, READER) == [(REFRESH, "u-reader")]  # there are no others
+    assert asked(replace(written, uuid="u-a0"), OLD, NEW, READER) == [(REFRESH, "u-reader")]
+    assert asked(replace(written, uuid="gone"), OLD, READER) == [(REFRESH, "u-reader")]
+
+
+def test_what_a_newer_version_is_to_take_over_from_is_not_computed_again() -> None:
+    replaced = OutputsReplaced(seq=9, identifier="up", uuid="u-up")
+    assert asked(replaced, UP, OLD, NEW) == [(RECOMPUTE, "u-a1")]
+    assert asked(replaced, UP, OLD, replace(NEW, failed=True)) == [(RECOMPUTE, "u-a0"), (RECOMPUTE, "u-a1")]
+    assert asked(replaced, UP, OLD, replace(NEW, active=False)) == [(RECOMPUTE, "u-a0")]
+
+
+def test_it_is_made_up_for_once_the_newer_version_has_failed_or_is_gone() -> None:
+    failed = JobFailed(seq=9, job="j", kind=BACKFILL, target="u-a1", error="", attempts=3)
+    expected = [(BACKFILL, "u-waiting"), (RECOMPUTE, "u-a0")]
+    assert asked(failed, UP, OLD, NEW, READER, WAITING) == expected
+    assert asked(replace(failed, kind=REFRESH), UP, OLD, NEW, READER, WAITING) == []
+    assert asked(replace(failed, target="u-a0"), UP, OLD, NEW, READER, WAITING) == []
+    removed = ComponentRemoved(seq=9, type_id="listener", identifier="a", version=1, uuid="u-a1")
+    assert asked(removed, UP, OLD, READER, WAITING) == expected
+    assert asked(replace(removed, version=0), UP, NEW, READER, WAITING) == []
+    assert asked(replace(removed, type_id="model"), UP, OLD, READER, WAITING) == []
+    assert asked(removed, UP, READER) == []
+
+
+def test_one_recomputation_does_for_what_came_before_it() -> None:
+    whole, earlier = Plan(RECOMPUTE, "u-a0", 9, 9, 9), Plan(REFRESH, "u-a0", 5, 3, 5, ids=(1, 2))
+    later, other = Plan(REFRESH, "u-a0", 10, 10, 10, ids=(3,)), Plan(REFRESH, "u-reader", 5, 5, 5, ids=(1,))
+    said = replace(earlier, failed="it depends on another", arguments={"upstream": "j"})
+    plans = [earlier, other, whole, later, said]
+    merged = merge(without_covered(plans, Installation([OLD, READER])))
+    assert [each for each in merged if each.kind == RECOMPUTE] == [Plan(RECOMPUTE, "u-a0", 9, 3, 9)]
+    assert [each.ids for each in merged if each.kind == REFRESH and each.target == "u-a0" and not each.failed] == [(3,)]
+    assert [each.ids for each in merged if each.target == "u-reader"] == [(1,)]
+    assert without_covered(plans, Installation([replace(OLD, ready=False)])) == plans

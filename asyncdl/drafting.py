@@ -1,0 +1,297 @@
+"""Drafting: what installing components would write, put together from what is installed; nothing is written here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from asyncdl.components.component import Component
+from asyncdl.components.datatype import Datatype
+from asyncdl.components.listener import Listener
+from asyncdl.components.registry import Identity, ListenerState, Prepared, Registry, encode_data
+from asyncdl.components.table import Table
+from asyncdl.databackend.base import DataBackend, OutputTable, TableSchema
+from asyncdl.datatypes import normalize
+from asyncdl.errors import InvalidComponentError, QueryError, TableNotFoundError, UnknownColumnError
+from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentTuned
+from asyncdl.metadata.base import Change, ComponentRecord, PutComponent, SetComponentData
+from asyncdl.query import QUERIES
+
+
+@dataclass
+class Draft:
+    """An installation being put together.
+
+    Attributes
+    ----------
+    records
+        Of what was asked for, and of what becomes a new version with it.
+    changes
+        What installs those that are new.
+    tables, datatypes, listeners
+        What else is to be made, and what is known of the new listeners.
+    """
+
+    records: dict[Identity, ComponentRecord] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    tables: dict[str, TableSchema] = field(default_factory=dict)
+    datatypes: list[Datatype] = field(default_factory=list)
+    listeners: dict[str, ListenerState] = field(default_factory=dict)
+
+    def put(self, record: ComponentRecord, links: Sequence[str], artifacts: Sequence[str]) -> None:
+        """Add a new version of a component."""
+        self.records[record.type_id, record.identifier] = record
+        self.changes.append(PutComponent(record, list(dict.fromkeys(links)), artifacts))
+        self.changes.append(ComponentAdded(**record.identity).change())
+        if record.status == "ready":
+            self.changes.append(ComponentReady(**record.identity).change())
+
+    @property
+    def new(self) -> dict[str, ComponentRecord]:
+        """The records of what is new, by uuid."""
+        return {change.record.uuid: change.record for change in self.changes if isinstance(change, PutComponent)}
+
+    @property
+    def tuned(self) -> set[str]:
+        """The uuids of what is changed in its place."""
+        return {change.uuid for change in self.changes if isinstance(change, SetComponentData)}
+
+
+class Drafter:
+    """Compares declared components with installed ones, and with the data."""
+
+    def __init__(self, databackend: DataBackend, registry: Registry) -> None:
+        self._databackend = databackend
+        self._registry = registry
+        self._metadata = registry.metadata
+
+    async def users(self, record: ComponentRecord) -> list[ComponentRecord]:
+        """Return the newest versions of what uses a component, directly or not, those used first."""
+        found: dict[str, ComponentRecord] = {}
+
+        async def visit(each: ComponentRecord) -> None:
+            for parent in await self._metadata.parents(each.uuid):
+                newest = await self._registry.newest(parent.type_id, parent.identifier)
+                if newest is not None and newest.uuid == parent.uuid:
+                    found.pop(parent.uuid, None)
+                    found[parent.uuid] = parent
+                    await visit(parent)
+
+        await visit(record)
+        return list(found.values())
+
+    async def _readers(self, identifier: str) -> list[ComponentRecord]:
+        """Return the newest versions of what reads a listener's outputs, directly or not, those read first.
+
+        By what they select: their links are to the version that there was when they were added.
+        """
+        newest = {record.identifier: (record, state) for record, state in await self._registry.listeners()}
+        found: dict[str, ComponentRecord] = {}
+
+        def visit(read: str) -> None:
+            for record, state in newest.values():
+                if read in state.listeners:
+                    found.pop(record.identifier, None)
+                    found[record.identifier] = record
+                    visit(record.identifier)
+
+        visit(identifier)
+        return list(found.values())
+
+    async def draft(self, prepared: Sequence[Prepared]) -> Draft:
+        """Put together what installing these would write; nothing is written.
+
+        Raises
+        ------
+        InvalidComponentError, TableNotFoundError, UnknownColumnError, QueryError
+            They cannot be installed.
+        """
+        draft = Draft()
+        given = {each.identity for each in prepared}
+        for each in prepared:
+            newest = await self._registry.newest(*each.identity)
+            if newest is None or newest.fingerprint != each.declaration.fingerprint:
+                await self._draft_one(each, newest, draft)
+            elif not await self._draft_anew(newest, each.component, draft):
+                draft.records[each.identity] = _tuned(newest, each, draft)
+            if newest is not None and _is_reshaped(newest, draft):
+                await self._draft_readers(newest, given, draft)
+        return draft
+
+    async def _draft_one(self, each: Prepared, newest: ComponentRecord | None, draft: Draft) -> None:
+        component = each.component
+        children = {identity: draft.records[identity].uuid for identity in each.children}
+        version, uuid, state, status = (0 if newest is None else newest.version + 1), uuid4().hex, "{}", "ready"
+        links = list(children.values())
+        if isinstance(component, Table):
+            await self._draft_table(component, draft)
+        elif isinstance(component, Datatype):
+            draft.datatypes.append(component)
+        elif isinstance(component, Listener):
+            links += await self._upstream(component, draft)
+            found = await self._draft_listener(component, uuid, draft)
+            state, status = found.dumps(), "pending" if component.active else "ready"
+        record = ComponentRecord(
+            uuid=uuid,
+            type_id=component.type_id,
+            identifier=component.identifier,
+            version=version,
+            fingerprint=each.declaration.fingerprint,
+            status=status,
+            data=encode_data(each.declaration.fields, children),
+            created=time.time(),
+            state=state,
+        )
+        draft.put(record, links, list(each.declaration.blobs))
+
+    async def _draft_readers(self, record: ComponentRecord, given: Collection[Identity], draft: Draft) -> None:
+        """Draft new versions of what reads a listener's outputs, and would no longer fit them, and of what reads theirs."""
+        for each in await self._readers(record.identifier):
+            if (each.type_id, each.identifier) in given:
+                continue
+            component = await self._registry.load(each)
+            assert isinstance(component, Listener)  # noqa: S101 - records of this type become listeners
+            try:
+                await self._draft_anew(each, component, draft)
+            except (QueryError, InvalidComponentError) as error:
+                raise InvalidComponentError(
+                    f"the listener {each.identifier!r} reads the outputs of {record.identifier!r}, and could not read those of "
+                    f"its new version; add both as one Application: {error}"
+                ) from error
+
+    async def _draft_anew(self, newest: ComponentRecord, component: Component, draft: Draft) -> bool:
+        """Draft a new version of an installed listener if the rows that it reads have another key by now; return whether."""
+        if not isinstance(component, Listener) or not component.listeners() or not component.active:
+            return False
+        uuid = uuid4().hex
+        state = await self._draft_listener(component, uuid, draft)
+        if _shape(state) == _shape(ListenerState.loads(newest.state)):
+            del draft.listeners[component.identifier]
+            return False
+        held = [each.uuid for each in await self._metadata.children(newest.uuid) if each.type_id != "listener"]
+        links = [*held, *await self._upstream(component, draft)]
+        record = dataclasses.replace(
+            newest, uuid=uuid, version=newest.version + 1, status="pending", created=time.time(), state=state.dumps()
+        )
+        draft.put(record, links, list(await self._metadata.artifacts(newest.uuid)))
+        return True
+
+    async def _upstream(self, component: Listener, draft: Draft) -> list[str]:
+        """Return the uuids of the listeners whose outputs a listener reads."""
+        known = [draft.records.get(("listener", upstream)) for upstream in sorted(component.listeners())]
+        names = sorted(component.listeners())
+        return [
+            (record or await self._registry.find("listener", upstream)).uuid
+            for record, upstream in zip(known, names, strict=True)
+        ]
+
+    async def _draft_table(self, component: Table, draft: Draft) -> None:
+        declared = self._databackend.as_made(component.schema())
+        found = await self._databackend.schema(component.identifier)
+        if (
+            found is not None
+            and not found.open
+            and (dict(found.columns), found.primary_key)
+            != (
+                dict(declared.columns),
+                declared.primary_key,
+            )
+        ):
+            raise InvalidComponentError(
+                f"there is a table {component.identifier!r} already, with other columns: it has {_described(found)}, "
+                f"and declared was {_described(declared)}"
+            )
+        draft.tables[component.identifier] = declared
+
+    async def _draft_listener(self, component: Listener, uuid: str, draft: Draft) -> ListenerState:
+        """Check a listener against the data; return what is known of it."""
+        select = component.select
+        assert isinstance(select, QUERIES)  # noqa: S101 - the listener's own check
+        known = await self._known(component, draft)
+        outputs = await self._registry.outputs_of(select, known)
+        root = select.root()
+        unmade = draft.tables if draft.tables or known else None
+        try:
+            schema = await self._databackend.check(select, outputs, unmade)
+        except TableNotFoundError as error:
+            raise TableNotFoundError(
+                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
+                f"it: Table({root!r}, {{column: datatype, ...}})"
+            ) from error
+        base = draft.tables.get(root) or await self._databackend.schema(root)
+        assert base is not None  # noqa: S101 - `check` has found it
+        _check_columns(component, schema, base)
+        datatype = component.model.datatype
+        key = {name: schema.columns[name] for name in schema.primary_key}
+        output = OutputTable(
+            name=f"_outputs_{component.identifier}"[:52] + f"_{uuid[:10]}",
+            identifier=component.identifier,
+            root=base.primary_key,
+            key=key,
+            datatype=datatype.column if isinstance(datatype, Datatype) else datatype and normalize(datatype),
+            flatten=component.flatten,
+        )
+        state = ListenerState(output, root, select.tables(), select.listeners(), component.active)
+        draft.listeners[component.identifier] = state
+        return state
+
+    async def _known(self, component: Listener, draft: Draft) -> dict[str, ListenerState]:
+        """Return what is known of listeners that are to be read as they will be: their keys tell what a reader's is."""
+        known = dict(draft.listeners)
+        for upstream in component.listeners() - set(known):
+            versions = await self._metadata.components(type_id="listener", identifier=upstream)
+            states = [ListenerState.loads(each.state) for each in versions if each.status in {"ready", "pending"}]
+            if len(states) > 1 and _shape(states[-1]) != _shape(states[-2]):
+                known[upstream] = states[-1]
+        return known
+
+
+def _shape(state: ListenerState) -> tuple[object, ...]:
+    """Return what decides on the key of rows that come through a listener's outputs."""
+    return state.root, state.output.root, tuple(state.output.key), state.output.flatten
+
+
+def _is_reshaped(newest: ComponentRecord, draft: Draft) -> bool:
+    drafted = draft.listeners.get(newest.identifier) if newest.type_id == "listener" else None
+    return drafted is not None and _shape(drafted) != _shape(ListenerState.loads(newest.state))
+
+
+def _tuned(installed: ComponentRecord, declared: Prepared, draft: Draft) -> ComponentRecord:
+    """Return the record of what is installed already, tuned as it is declared now."""
+    data = declared.declaration.tuned(installed.data)
+    if data == installed.data:
+        return installed
+    draft.changes.append(SetComponentData(installed.uuid, data))
+    draft.changes.append(ComponentTuned(**installed.identity).change())
+    return dataclasses.replace(installed, data=data)
+
+
+def _described(schema: TableSchema) -> str:
+    columns = ", ".join(f"{name} {datatype}" for name, datatype in schema.columns.items())
+    return f"({columns}; primary key {', '.join(schema.primary_key)})"
+
+
+def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) -> None:
+    """Raise unless a select has the columns of the key, and the primary key of the table that it starts from."""
+    if not base.primary_key:
+        raise InvalidComponentError(
+            f"{component}: the table {base.name!r} has no primary key, so its rows can't be followed"
+        )
+    if schema.primary_key[: len(base.primary_key)] != base.primary_key:
+        raise InvalidComponentError(
+            f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
+            f"one row for each key; select has the columns {', '.join(schema.columns)}"
+        )
+    for column in component.columns:
+        if column not in schema.columns and not schema.open:
+            raise UnknownColumnError(
+                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
+            )
+    if component.identifier in base.columns:
+        raise InvalidComponentError(
+            f"{component}: the table {base.name!r} has a column of this name, which its outputs would be read by; "
+            "give the listener another identifier"
+        )
