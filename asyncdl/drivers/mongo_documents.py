@@ -175,7 +175,7 @@ class MongoDocuments:
         try:
             with asked(f"find on {name!r}"):
                 while total < largest and len(rows) < size:
-                    few = min(_FEW, size - len(rows))
+                    few = min(_FEW if not rows else (largest - total) * len(rows) // total + 1, size - len(rows))
                     some = await self.database.call(lambda few=few: cursor.to_list(few), to_the_end=True)  # type: ignore[misc]
                     if not some:
                         break
