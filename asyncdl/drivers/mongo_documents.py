@@ -199,7 +199,10 @@ class MongoDocuments:
         """Insert documents, in order; they have their ids. Without a transaction, none if one of them cannot be stored."""
         found = self.database.documents(name)
         if tx is None:  # the driver would send what stands before a large one
-            documents = await asyncio.to_thread(lambda: [self.encoded(each) for each in documents])
+            if len(documents) == 1:
+                documents = [self.encoded(documents[0])]
+            else:
+                documents = await asyncio.to_thread(lambda given: [self.encoded(each) for each in given], documents)
         with asked(f"insert on {name!r}"):
             await self.database.call(
                 lambda: found.insert_many(documents, ordered=True, **_session(tx)), to_the_end=True
