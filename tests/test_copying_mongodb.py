@@ -75,9 +75,9 @@ def raw(uri: str, table: str = "docs") -> list[bytes]:
         return [each.raw for each in client.get_default_database()[table].find(sort=[("_id", 1)])]
 
 
-async def fill(db: Datalayer) -> None:
+async def fill(db: Datalayer, count: int = 1500) -> None:
     docs: Any = db["docs"]
-    texts = ["one two three", "", "four bad five"] + [f"row number {number}" for number in range(1500)]
+    texts = ["one two three", "", "four bad five"] + [f"row number {number}" for number in range(count)]
     await db.execute(docs.insert_many([{"_id": at, "text": text} for at, text in enumerate(texts)]))
     factor = 2
     split = Listener("word", model=Model("split", words, datatype="string"), key="text", select=docs, flatten=True)
@@ -128,7 +128,7 @@ async def test_all_of_a_database_is_copied(places: Places, one: str, two: str) -
 
 async def test_a_copy_that_was_interrupted_is_ended_by_another(places: Places) -> None:
     async with places.connect(places.uri("replica set")) as source:
-        await fill(source)
+        await fill(source, 50)
         async with places.connect(places.uri("replica set")) as target:
             steps = len([each async for each in copy(source, target)])
         for stop in range(steps):

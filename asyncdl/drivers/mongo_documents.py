@@ -175,7 +175,7 @@ class MongoDocuments:
         try:
             with asked(f"find on {name!r}"):
                 while total < largest and len(rows) < size:
-                    few = min(_FEW, size - len(rows))
+                    few = min(_FEW if not rows else (largest - total) * len(rows) // total + 1, size - len(rows))
                     some = await self.database.call(lambda few=few: cursor.to_list(few), to_the_end=True)  # type: ignore[misc]
                     if not some:
                         break
@@ -199,7 +199,10 @@ class MongoDocuments:
         """Insert documents, in order; they have their ids. Without a transaction, none if one of them cannot be stored."""
         found = self.database.documents(name)
         if tx is None:  # the driver would send what stands before a large one
-            documents = await asyncio.to_thread(lambda: [self.encoded(each) for each in documents])
+            if len(documents) == 1:
+                documents = [self.encoded(documents[0])]
+            else:
+                documents = await asyncio.to_thread(lambda given: [self.encoded(each) for each in given], documents)
         with asked(f"insert on {name!r}"):
             await self.database.call(
                 lambda: found.insert_many(documents, ordered=True, **_session(tx)), to_the_end=True
