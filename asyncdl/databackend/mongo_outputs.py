@@ -18,6 +18,8 @@ from asyncdl.errors import DatatypeError, QueryError
 
 KEY, ROOT, VALUE, AS_OF, ERROR = "_id", "_root", "value", "_as_of", "_error"
 _IDS = 5000
+_ORDERED = {"int", "str", "ObjectId"}
+"""Types of ids that Python and MongoDB put in the same order."""
 
 
 def parts(items: Sequence[Any], size: int = _IDS) -> Iterator[list[Any]]:
@@ -127,7 +129,12 @@ class MongoOutputs:
             await self._documents.put_newer(name, stored, AS_OF)
             return
         there: dict[Any, int] = {}
-        for some in parts([each[KEY] for each in stored]):
+        ids = [each[KEY] for each in stored]
+        among = between(ids)
+        if among is not None and await self._documents.find_one(name, among, {KEY: 1}, tx=tx) is None:
+            await self._documents.put(name, stored, [], tx)
+            return
+        for some in parts(ids):
             found = await self._documents.find(name, {KEY: {"$in": some}}, {AS_OF: 1}, tx=tx)
             there |= {_hashed(each[KEY]): each[AS_OF] for each in found}
         if not there:
@@ -139,6 +146,11 @@ class MongoOutputs:
 
     async def present(self, ids: Sequence[Any]) -> set[Any]:
         """Return those of these output ids (made hashable) that are there."""
+        among = between(ids)
+        if among is not None:  # outputs without a row among them are few, or else looked past
+            rows = await self._documents.find(self.table.name, among, {KEY: 1}, limit=2 * len(ids))
+            if len(rows) < 2 * len(ids):
+                return {_hashed(each[KEY]) for each in rows}
         found: set[Any] = set()
         for some in parts(ids):
             rows = await self._documents.find(self.table.name, {KEY: {"$in": some}}, {KEY: 1})
@@ -176,6 +188,17 @@ class MongoOutputs:
             pipeline.append(group)
         pipeline += [{"$sort": {KEY: 1}}, {"$limit": limit}]
         return [(each[KEY], each[ERROR]) for each in await self._documents.aggregate(self.table.name, pipeline)]
+
+
+def between(ids: Sequence[Any]) -> dict[str, Any] | None:
+    """Return the condition that an id lies between the least and the greatest of these; None where that is not for us to tell.
+
+    Where a range of ids is all that is asked for, it is read many times faster than as many single ids.
+    """
+    kinds = set(map(type, ids))
+    if len(kinds) != 1 or kinds.pop().__name__ not in _ORDERED:
+        return None
+    return {KEY: {"$gte": min(ids), "$lte": max(ids)}}
 
 
 def _hashed(value: Any) -> Any:

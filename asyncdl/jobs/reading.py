@@ -32,8 +32,8 @@ class Batch:
         The root rows that others are told of.
     replaced
         Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
-    begun
-        When reading began, by `time.perf_counter`.
+    begun, read
+        When reading began and ended, by `time.perf_counter`.
     """
 
     as_of: int
@@ -42,6 +42,7 @@ class Batch:
     ids: Sequence[Key]
     replaced: Sequence[Key] | None
     begun: float
+    read: float
     future: ComputeFuture | None = None
     writing: bool = False
 
@@ -116,7 +117,7 @@ class Reader:
                 ids = self._ids(columns)
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
                 whole = not missing and self._width == self._roots
-                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
+                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun, time.perf_counter())
             if len(rows) < limit:
                 return
 
@@ -136,7 +137,8 @@ class Reader:
                     self._listener.select, self._outputs, self._listener.columns, stale
                 )
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
-            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
+            columns = list(zip(*rows, strict=True))
+            yield Batch(as_of, columns, len(rows), chunk, stale, begun, time.perf_counter())
 
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:
