@@ -63,7 +63,6 @@ class ListenerWork(Work):
         self._arguments: dict[str, Any] = codec.loads(job.payload)
         self._total: int | None = None
         self._batches = 0
-        self._writing = 0.0
         self._shard = Shard.of_job(self._arguments)
         self._split: list[PutJob] = []
         self._rules: ModelCall | None = None
@@ -276,7 +275,6 @@ class ListenerWork(Work):
     # writing
 
     async def _finish(self, batch: Batch) -> None:
-        waited = self._waited(batch)
         results = Outputs((), ())
         if batch.future is not None:
             begun = time.perf_counter()
@@ -289,16 +287,11 @@ class ListenerWork(Work):
             results = self._results(batch, outputs)
             if self._output.datatype is None:
                 await self._establish(results)
-        self._writing = time.perf_counter()
+        begun = time.perf_counter()
         await self._write(batch, results)
-        self._size.took(batch.size, time.perf_counter() - batch.begun - waited)
+        moving = batch.reading + time.perf_counter() - begun
+        self._size.took(batch.size, 0.0 if batch.future is None else batch.future.took, moving)
         await self._look_again(batch)
-
-    def _waited(self, batch: Batch) -> float:
-        """Return for how long a batch that is computed has waited for the one before it to be written."""
-        if batch.future is not None and not batch.future.done():
-            return 0.0
-        return max(time.perf_counter() - max(batch.read, self._writing), 0.0)
 
     def _results(self, batch: Batch, outputs: Sequence[Any]) -> Outputs:
         if len(outputs) != batch.size:

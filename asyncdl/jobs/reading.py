@@ -32,8 +32,8 @@ class Batch:
         The root rows that others are told of.
     replaced
         Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
-    begun, read
-        When reading began and ended, by `time.perf_counter`.
+    reading
+        Seconds that reading took.
     """
 
     as_of: int
@@ -41,8 +41,7 @@ class Batch:
     size: int
     ids: Sequence[Key]
     replaced: Sequence[Key] | None
-    begun: float
-    read: float
+    reading: float
     future: ComputeFuture | None = None
     writing: bool = False
 
@@ -117,7 +116,7 @@ class Reader:
                 ids = self._ids(columns)
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
                 whole = not missing and self._width == self._roots
-                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun, time.perf_counter())
+                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, time.perf_counter() - begun)
             if len(rows) < limit:
                 return
 
@@ -138,7 +137,7 @@ class Reader:
                 )
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
             columns = list(zip(*rows, strict=True))
-            yield Batch(as_of, columns, len(rows), chunk, stale, begun, time.perf_counter())
+            yield Batch(as_of, columns, len(rows), chunk, stale, time.perf_counter() - begun)
 
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:
