@@ -9,7 +9,7 @@ from typing import Any
 
 SMALLEST, LARGEST = 16, 8192
 _FIRST = 256
-_TARGET, _MOVING = 0.1, 0.5
+_TARGET, _MOVING = 0.1, 1.0
 """Seconds of the model's, and of reading and writing."""
 _BYTES = 32 * 1024 * 1024
 _QUICK = 0.02
