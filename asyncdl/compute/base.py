@@ -186,6 +186,11 @@ class ComputeFuture(ABC):
     def done(self) -> bool:
         """Return whether it has finished, failed or been cancelled."""
 
+    @property
+    @abstractmethod
+    def took(self) -> float:
+        """The seconds from `ComputeBackend.submit` to its end; so far, while it has not ended."""
+
 
 class ComputeBackend(ABC):
     """Runs tasks; bounded in what it runs at once."""

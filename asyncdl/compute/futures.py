@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,8 @@ class TaskFuture(ComputeFuture):
         # A future of its own beside the task: a cancellation holds at once, even if a model's code will not hear of it.
         self.result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._task = task
+        self._begun = time.perf_counter()
+        self._ended: float | None = None
         task.add_done_callback(self._finished)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
@@ -38,7 +41,13 @@ class TaskFuture(ComputeFuture):
         """Return whether it has finished, failed or been cancelled."""
         return self.result.done()
 
+    @property
+    def took(self) -> float:
+        """The seconds from its making to its end, or so far."""
+        return (time.perf_counter() if self._ended is None else self._ended) - self._begun
+
     def _finished(self, task: asyncio.Task[list[Any]]) -> None:
+        self._ended = time.perf_counter()
         error = None if task.cancelled() else task.exception()
         if self.result.done():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -95,6 +96,7 @@ class MongoDataBackend(DataBackend):
         self._declared: dict[str, TableSchema] = {}
         self._making: WeakKeyDictionary[MongoUnit, dict[str, TableSchema]] = WeakKeyDictionary()
         self._looked = -_INTERVAL
+        self._looking = asyncio.Lock()
         self._open = False
 
     @property
@@ -149,12 +151,17 @@ class MongoDataBackend(DataBackend):
     async def _schemas(self) -> dict[str, TableSchema]:
         self._check_open()
         if time.monotonic() - self._looked >= _INTERVAL:
-            rows = await self._documents.find(TABLES, {})
-            self._declared = {
-                row[KEY]: TableSchema(row[KEY], {KEY: ANY, **dict(row["columns"])}, (KEY,), open=True) for row in rows
-            }
-            self._looked = time.monotonic()
+            async with self._looking:  # one looks for all who ask at that moment
+                if time.monotonic() - self._looked >= _INTERVAL:
+                    await self._look()
         return self._declared
+
+    async def _look(self) -> None:
+        rows = await self._documents.find(TABLES, {})
+        self._declared = {
+            row[KEY]: TableSchema(row[KEY], {KEY: ANY, **dict(row["columns"])}, (KEY,), open=True) for row in rows
+        }
+        self._looked = time.monotonic()
 
     async def _columns(self, table: str, tx: MongoUnit | None = None) -> Mapping[str, str]:
         found = None if tx is None else self._making.get(tx, {}).get(table)

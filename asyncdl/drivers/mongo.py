@@ -43,6 +43,8 @@ _OUTAGE = 15.0
 _AWAIT = 1000
 """Milliseconds after which a change stream that has nothing to tell says so."""
 _BATCH = 1000
+_KEPT = 1000
+"""Collections that are kept, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class MongoDatabase:
         self._majority: Any = None  # the database, read and written by majority
         self._local: Any = None  # the same, written without waiting for the other replicas
         self._documents: Any = None  # the same as the first, with the values of the user's documents
+        self._kept: dict[str, Any] = {}  # collections of these: making one takes longer than all else that a call costs
         self.turn = asyncio.Lock()
         """Held by a transaction that begins at the gate: two at once would only meet there."""
         self.gate: tuple[str, str] | None = None
@@ -172,6 +175,7 @@ class MongoDatabase:
         self._local = self._client.get_database(self.name, **here, write_concern=WriteConcern(w=1))
         values = codec_options(self._client)
         self._documents = self._client.get_database(self.name, codec_options=values, **here, **concern)
+        self._kept = {}
 
     async def aclose(self) -> None:
         """Close every connection once the last opener has closed."""
@@ -189,6 +193,7 @@ class MongoDatabase:
 
     def _forget(self) -> None:
         self._sessions.clear()
+        self._kept.clear()
         client, self._client, self._majority, self._local, self._documents = self._client, None, None, None, None
         if client is not None:
             client.close()
@@ -203,7 +208,12 @@ class MongoDatabase:
         """Return the driver's own collection, for documents of the user's: for the modules of this room alone."""
         if self._documents is None:
             raise ClosedError(f"{self.url} is not open")
-        return self._documents[collection]
+        found = self._kept.get(collection)
+        if found is None:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            found = self._kept[collection] = self._documents[collection]
+        return found
 
     def new_session(self) -> Awaitable[Any]:
         """Return a new session of the driver's, to be awaited, and ended."""

@@ -9,13 +9,14 @@ from typing import Any
 
 SMALLEST, LARGEST = 16, 8192
 _FIRST = 256
-_TARGET = 0.1
+_TARGET, _MOVING = 0.1, 1.0
+"""Seconds of the model's, and of reading and writing."""
 _BYTES = 32 * 1024 * 1024
 _QUICK = 0.02
 
 
 class BatchSize:
-    """Grows and shrinks towards batches of a tenth of a second, and of 32 MB at most.
+    """Grows and shrinks towards batches on which the model spends a tenth of a second, and of 32 MB at most.
 
     Long enough that the costs of a batch vanish, short enough that memory stays small and a shutdown soon comes to the end
     of the one that runs.
@@ -34,12 +35,22 @@ class BatchSize:
         self._ceiling = self._most
         self.size = min(max(_FIRST, self._floor), self._ceiling)
 
-    def took(self, rows: int, seconds: float) -> None:
-        """Learn from a batch's duration: by being fast, one that was not full says nothing."""
-        if seconds > _TARGET * 2:
+    def took(self, rows: int, computing: float, moving: float = 0.0) -> None:
+        """Learn from a batch: by being fast, one that was not full says nothing.
+
+        Parameters
+        ----------
+        computing
+            Seconds that the model took.
+        moving
+            Seconds of reading and writing. Much of them is a batch's own, whatever its size, so they ask for larger ones
+            for much longer: smaller ones would make a database that is slow, or busy, only more so.
+        """
+        if computing > _TARGET * 2 or moving > _MOVING * 2:
             self.size = max(self.size // 2, min(self._floor, self._ceiling))
-        elif seconds < _TARGET / 2 and rows >= self.size:
-            self.size = min(self.size * (4 if seconds < _TARGET / 8 else 2), self._ceiling)
+        elif computing < _TARGET / 2 and moving < _MOVING / 2 and rows >= self.size:
+            far = computing < _TARGET / 8 and moving < _MOVING / 8
+            self.size = min(self.size * (4 if far else 2), self._ceiling)
 
     def weighed(self, column: Sequence[Any]) -> None:
         """Learn from the values of a batch: a sample of them tells how many fit into the memory that one may take."""

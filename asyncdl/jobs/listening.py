@@ -333,8 +333,10 @@ class ListenerWork(Work):
             results = self._results(batch, outputs)
             if self._output.datatype is None:
                 await self._establish(results)
+        begun = time.perf_counter()
         await self._write(batch, results)
-        self._size.took(batch.size, time.perf_counter() - batch.begun)
+        moving = batch.reading + time.perf_counter() - begun
+        self._size.took(batch.size, 0.0 if batch.future is None else batch.future.took, moving)
         await self._look_again(batch)
 
     def _results(self, batch: Batch, outputs: Sequence[Any]) -> Outputs:

@@ -35,8 +35,8 @@ class Batch:
         The root rows that others are told of.
     replaced
         Those of them all of whose outputs this batch has; None: nothing is known of others that they may have.
-    begun
-        When reading began, by `time.perf_counter`.
+    reading
+        Seconds that reading took.
     """
 
     as_of: int
@@ -44,7 +44,7 @@ class Batch:
     size: int
     ids: Sequence[Key]
     replaced: Sequence[Key] | None
-    begun: float
+    reading: float
     future: ComputeFuture | None = None
     writing: bool = False
 
@@ -121,7 +121,7 @@ class Reader:
                 ids = self._ids(columns)
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
                 whole = not missing and self._width == self._roots
-                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, begun)
+                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, time.perf_counter() - begun)
             if len(rows) < limit:
                 return
 
@@ -185,7 +185,8 @@ class Reader:
                 )
             await self._upstream.check(as_of)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
-            yield Batch(as_of, list(zip(*rows, strict=True)), len(rows), chunk, stale, begun)
+            columns = list(zip(*rows, strict=True))
+            yield Batch(as_of, columns, len(rows), chunk, stale, time.perf_counter() - begun)
 
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:

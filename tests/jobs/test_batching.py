@@ -41,6 +41,19 @@ def test_it_settles_where_a_batch_takes_as_long_as_it_should() -> None:
     assert size.size == settled
 
 
+def test_reading_and_writing_may_take_longer_than_the_model() -> None:
+    size = BatchSize()
+    before = size.size
+    size.took(before, FAST, 0.4)  # a busy database: more rows at once make less of it
+    assert size.size == 2 * before
+    size.took(size.size, FAST, 1.2)
+    assert size.size == 2 * before
+    size.took(size.size, FAST, 2.5)
+    assert size.size == before
+    size.took(size.size, SLOW, 0.4)
+    assert size.size == before // 2
+
+
 def test_a_batch_that_was_not_full_says_nothing_by_being_fast_but_all_by_being_slow() -> None:
     size = BatchSize()
     before = size.size
