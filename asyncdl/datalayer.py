@@ -16,6 +16,7 @@ from asyncdl.components.component import Component
 from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
 from asyncdl.compute.base import RowError
+from asyncdl.context import Answer, context_rows, context_values
 from asyncdl.databackend.base import Key
 from asyncdl.engine import Engine
 from asyncdl.errors import (
@@ -27,7 +28,7 @@ from asyncdl.events.bus import Handler
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
 from asyncdl.installer import Installed
 from asyncdl.jobs.handle import Added, Handle, Written
-from asyncdl.metadata.base import EventRecord
+from asyncdl.metadata.base import ComponentRecord, EventRecord
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.transaction import Transaction, transaction
 
@@ -58,7 +59,7 @@ class Datalayer:
         self.databackend = engine.stores.databackend
         self.artifact_store = engine.artifact_store
         self.metadata = engine.stores.metadata
-        self.compute = engine.stores.compute
+        self.compute = engine.compute
         self.events = engine.events
         self.jobs = engine.jobs
         self._engine = engine
@@ -67,7 +68,9 @@ class Datalayer:
         self._installer = engine.installer
         self._writer = engine.writer
         self._predictor = engine.predictor
+        self._streams = engine.streams
         self._runner = engine.runner
+        self._pauses = engine.pauses
         self._completion = engine.completion
         self._follow = engine.follow
         self._bus = engine.bus
@@ -213,7 +216,7 @@ class Datalayer:
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
         events = installed.events
-        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
+        if not installed.created:  # it was there: what it is waiting for, if anything, is to be waited for
             pending = {each.uuid for each in installed.records if each.status == "pending"}
             names = [each.identifier for each in installed.records if each.uuid in pending]
             stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
@@ -222,7 +225,7 @@ class Datalayer:
             **_range(events),
             follow=self._follow,
             component=await self._registry.load(record),
-            created=bool(installed.events),
+            created=installed.created,
         )
         if wait:
             await added.wait()
@@ -288,6 +291,38 @@ class Datalayer:
         for job in await self._installer.remove(type_id, identifier, version, recursive=recursive):
             self._runner.stop(job)
 
+    async def pause(self, type_id: str, identifier: str) -> None:
+        """Pause a listener: from now on no job of it begins, in whatever process, until it is resumed.
+
+        Jobs that run end after their batch, and wait as the others do, in the state ``paused``. What is written meanwhile is
+        computed when the listener is resumed, and readers see its outputs as they are. It lasts when the datalayer is closed.
+        Pausing what is paused changes nothing.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.pause(await self._listener(type_id, identifier, "paused"))
+
+    async def resume(self, type_id: str, identifier: str) -> None:
+        """Have a paused listener go on, with all that came meanwhile; it may run already.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.resume(await self._listener(type_id, identifier, "resumed"))
+
+    async def _listener(self, type_id: str, identifier: str, what: str) -> ComponentRecord:
+        self._opened()
+        if type_id != "listener":
+            raise InvalidComponentError(f"a {type_id} cannot be {what}: only a listener can")
+        return await self._registry.find(type_id, identifier)
+
     async def drop(self, *, force: bool = False, data: bool = False) -> None:
         """Remove every component, with all outputs.
 
@@ -332,18 +367,46 @@ class Datalayer:
 
     # models
 
-    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def predict(
+        self, model: str | Model, /, *args: Any, context_select: Query, context_key: str | None = None, **kwargs: Any
+    ) -> Answer: ...
+    @overload
+    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def predict(
+        self,
+        model: str | Model,
+        /,
+        *args: Any,
+        context_select: Any = None,
+        context_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Return an installed model's output for one input.
 
         A batch model gets what concurrent callers ask as few batches, of 256 inputs at most: see docs/prediction.md.
+
+        Parameters
+        ----------
+        context_select
+            A query whose rows, 1,000 at most, the model gets as a list behind its input: ``model(input, rows)``. Then an
+            `Answer` is returned, of the output and the rows.
+        context_key
+            A column: the model gets its values instead of rows.
 
         Raises
         ------
         ModelError
             The model failed; the message holds its traceback.
+        QueryError
+            The context has more than 1,000 rows, or no such column.
         """
         self._opened()
-        return await self._predictor.predict(model, args, kwargs)
+        if context_select is None:
+            return await self._predictor.predict(model, args, kwargs)
+        sources = await context_rows(await self.execute(context_select), context_select)
+        given = (*args, context_values(sources, context_key))
+        return Answer(await self._predictor.predict(model, given, kwargs), sources)
 
     def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
@@ -357,6 +420,20 @@ class Datalayer:
         """
         self._opened()
         return self._predictor.predict_many(model, inputs, size)
+
+    def stream(self, model: str | Model, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Yield an installed model's output for one input in pieces: ``async for token in db.stream("llm", prompt)``.
+
+        The model's object has a generator function ``stream``, plain or asynchronous, or is one. It runs in this process, a
+        plain one on a thread, at the pace of who iterates; leaving the loop ends it (at once within ``contextlib.aclosing``).
+
+        Raises
+        ------
+        ModelError
+            The model failed, or does not stream.
+        """
+        self._opened()
+        return self._streams.stream(model, args, kwargs)
 
     # what happens
 

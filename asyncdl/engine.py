@@ -24,12 +24,15 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
+from asyncdl.jobs.limiting import LimitedCompute
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.prediction import Predictor
+from asyncdl.streaming import Streams
 from asyncdl.supervisor import Supervisor
 from asyncdl.writer import Writer
 
@@ -67,15 +70,20 @@ class Engine:
         options: EngineOptions,
     ) -> None:
         self.artifact_store = artifact_store
+        self.compute = compute
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
-        self.stores = stores = Stores(metadata, databackend, compute, self.registry, options.shard_rows)
+        limited = LimitedCompute(compute, metadata, options.runner.lease)
+        self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)
         intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
+        self._loader = InstalledModelLoader(self.registry)
         self.predictor = Predictor(stores)
-        self.runner = Runner(stores, options.runner, self._dropping)
+        self.streams = Streams(self.predictor, self._loader, limited)
+        self.pauses = Pauses(metadata)
+        self.runner = Runner(stores, options.runner, self._dropping, self.pauses)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
         self.events = EventLog(metadata)
@@ -101,7 +109,7 @@ class Engine:
         if self.state != "new":
             raise ClosedError(f"a datalayer is opened once; this one is {self.state}")
         async with AsyncExitStack() as stack:
-            await self.stores.compute.open(InstalledModelLoader(self.registry))
+            await self.stores.compute.open(self._loader)
             stack.push_async_callback(self.stores.compute.aclose)
             await self._load_datatypes()
             self._handled_since = await self.events.last()
@@ -143,6 +151,7 @@ class Engine:
         self.completion.close()
         await self.writer.aclose()
         await self.predictor.aclose()
+        await self.streams.aclose()
         await self._supervisor.stop()
 
     async def _load_datatypes(self) -> None:
@@ -161,4 +170,5 @@ class Engine:
             await self.writer.recover()
             await self._leases.recover()
             await self._dropping.recover()
+            await self.pauses.recover()
             await asyncio.sleep(_RECOVER_EVERY)
