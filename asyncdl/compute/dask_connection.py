@@ -14,6 +14,7 @@ from typing import Any
 
 from asyncdl.compute import dask_worker
 from asyncdl.compute.dask_crew import Crew, Needs
+from asyncdl.compute.dask_traffic import Fetches, Submissions, Whom
 from asyncdl.errors import ComputeError, ComputeUnavailableError, WorkerLostError
 
 Client = Any
@@ -42,10 +43,11 @@ class DroppedError(Exception):
 class Connection:
     """A client of a scheduler, and what it knows about its workers."""
 
-    def __init__(self, client: Client, scheduler: str, *, direct: bool) -> None:
+    def __init__(self, client: Client, scheduler: str) -> None:
         self._client = client
         self._scheduler = scheduler
-        self._direct = direct
+        self._submissions = Submissions(client)
+        self._fetches = Fetches(client, self._aside)
         self._asides: set[asyncio.Future[Any]] = set()
         self.address: str = client.scheduler.address
         self.crew = Crew(dask_worker.versions())
@@ -71,8 +73,7 @@ class Connection:
         except (OSError, TimeoutError, ValueError) as error:
             raise ComputeUnavailableError(f"no Dask scheduler answers at {address}: {error}") from error
         try:
-            identity = await client.scheduler.identity()
-            connection = cls(client, identity["id"], direct=await _reachable(client, list(identity["workers"])))
+            connection = cls(client, (await client.scheduler.identity(n_workers=0))["id"])
             await connection.look()
         except BaseException:
             await client.close()
@@ -109,6 +110,8 @@ class Connection:
             raise LostError("was restarted")
         strangers = self.crew.strangers(threads)
         if strangers:
+            if not self._fetches.direct:
+                self._fetches.direct = await _reachable(self._client, strangers[0])
             for address, description in (await self.everywhere(dask_worker.describe, workers=strangers)).items():
                 self.crew.meet(address, description)
 
@@ -138,31 +141,22 @@ class Connection:
         ComputeError
             It could not be run.
         """
-        only = self.crew.able(needs) if self.crew.refused else [prefer] if prefer is not None else None
+        refused = bool(self.crew.refused)
+        only = tuple(self.crew.able(needs)) if refused else (prefer,) if prefer is not None else None
         what = body if len(body) < _LARGE else await self._placed(body, only)
-        future = self._client.submit(
-            dask_worker.run_batch,
-            parcel,
-            what,
-            key.encode(),
-            key=key,
-            pure=False,
-            resources=dict(needs) or None,
-            workers=only,
-            allow_other_workers=bool(only) and not self.crew.refused,
-        )
-        return bytes(await self._result(future))
+        return bytes(await self._result(await self._submissions.submit(key, Whom(needs, only, refused), parcel, what)))
 
     async def deliver(self, name: str, payload: bytes, worker: str) -> None:
         """Bring a model to a worker that cannot get it by itself: once, and not through the scheduler where it can be so."""
-        placed = await self._placed(payload, [worker])
+        placed = await self._placed(payload, (worker,))
         key = f"asyncdl-deliver-{name}-{id(placed):x}"
         future = self._client.submit(dask_worker.deliver, name, placed, key=key, pure=False, workers=[worker])
         await self._result(future)
 
-    async def _placed(self, data: bytes, workers: list[str] | None) -> Future:
+    async def _placed(self, data: bytes, workers: tuple[str, ...] | None) -> Future:
+        among = None if workers is None else list(workers)
         try:
-            [future] = await self._client.scatter([data], hash=False, workers=workers, direct=self._direct)
+            [future] = await self._client.scatter([data], hash=False, workers=among, direct=self._fetches.direct)
         except (OSError, TimeoutError, KeyError) as error:
             raise DroppedError(f"{len(data)} bytes could not be brought to a worker: {error!r}") from error
         return future
@@ -171,9 +165,7 @@ class Connection:
         from distributed import KilledWorker  # noqa: PLC0415 - as above
         from distributed.client import FutureCancelledError  # noqa: PLC0415
 
-        # In a task of its own: Dask gathers what is wanted at about the same time in one go, and whoever cancels one cancels
-        # that. When its key is cancelled it ends.
-        gathering = self._aside(self._client.gather(future, direct=self._direct))
+        gathering = self._aside(self._fetches.result(future))  # it ends when its key is cancelled
         try:
             return await asyncio.shield(gathering)
         except asyncio.CancelledError:
@@ -204,14 +196,13 @@ class Connection:
             task.exception()  # whether anybody still waits for it or not: no warning
 
 
-async def _reachable(client: Client, workers: list[str]) -> bool:
-    """Return whether we can talk to workers without the scheduler between: not from outside of some networks."""
+async def _reachable(client: Client, worker: str) -> bool:
+    """Return whether we can talk to a worker without the scheduler between: not from outside of some networks."""
     from distributed.comm import connect  # noqa: PLC0415 - as above
 
-    for each in workers[:1]:
-        try:
-            comm = await connect(each, timeout=2, **client.connection_args)
-            await comm.close()
-        except (OSError, TimeoutError):
-            return False
-    return bool(workers)
+    try:
+        comm = await connect(worker, timeout=2, **client.connection_args)
+        await comm.close()
+    except (OSError, TimeoutError):
+        return False
+    return True

@@ -276,3 +276,20 @@ async def test_worker_of_another_version(dask: Processes, models: Models, tmp_pa
     where = [backend.submit(models.task(lambda _: os.getpid(), [1])) for _ in range(5)]
     assert [await each for each in where] == [[good.pid]] * 5
     await backend.aclose()
+
+
+async def test_worker_without_asyncdl(dask: Processes, models: Models, tmp_path: Path) -> None:
+    (tmp_path / "without.py").write_text("import sys\nsys.modules['asyncdl'] = None\n")
+    backend = DaskComputeBackend(dask.url, no_workers_timeout=0.2)
+    await backend.open(models)
+    dask.start_worker("--preload", str(tmp_path / "without.py"))
+    await backend.wait_for_workers(1, any_version=True)
+    with pytest.raises(
+        ComputeUnavailableError, match=r"no Dask worker can be given work: tcp://.*it cannot run asyncdl"
+    ):
+        await backend.submit(models.task(increment, [1]))
+    good = dask.start_worker()
+    await backend.wait_for_workers(1)
+    where = [backend.submit(models.task(lambda _: os.getpid(), [1])) for _ in range(5)]
+    assert [await each for each in where] == [[good.pid]] * 5
+    await backend.aclose()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -62,7 +64,15 @@ def kill_me(x: Any) -> Any:
         os._exit(7)
     if x == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if x == "crash":
+        ctypes.string_at(0)
     return x
+
+
+def grabs(x: int) -> int:
+    """Ask for more memory than its process may have."""
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    return len(bytearray(x))
 
 
 def hang(x: Any) -> None:
@@ -82,7 +92,10 @@ class Poisoned:
         return int, ("no number",)
 
 
-@pytest.mark.parametrize(("how", "what"), [("exit", "exited with status 7"), ("kill", "was killed by SIGKILL")])
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [("exit", "exited with status 7"), ("kill", "was killed by SIGKILL"), ("crash", "was killed by SIGSEGV")],
+)
 async def test_dead_child_fails_its_batch_only(
     backend: LocalComputeBackend, models: Models, how: str, what: str
 ) -> None:
@@ -163,6 +176,16 @@ async def test_what_cannot_be_unpickled_fails_the_batch(backend: LocalComputeBac
 async def test_large_batches_pass_the_pipe(backend: LocalComputeBackend, models: Models) -> None:
     inputs = [bytes([at]) * 3_000_000 for at in range(5)]
     assert await backend.submit(models.task(lambda x: x + b"!", inputs, "process")) == [x + b"!" for x in inputs]
+
+
+async def test_outputs_of_200_mb(backend: LocalComputeBackend, models: Models) -> None:
+    [output] = await backend.submit(models.task(lambda x: x + b"!", [b"x" * 200_000_000], "process"))
+    assert len(output) == 200_000_001
+
+
+async def test_out_of_memory_is_its_rows_error(backend: LocalComputeBackend, models: Models) -> None:
+    outputs = await backend.submit(models.task(grabs, [1, 1 << 40, 2], "process"))
+    assert [outputs[0], outputs[1].type, outputs[2]] == [1, "MemoryError", 2]
 
 
 async def test_prints_of_a_model_do_not_get_into_the_pipe(
