@@ -77,6 +77,8 @@ class Runner:
         self._leases: dict[str, Lease] = {}
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
+        self._ending: set[str] = set()
+        """The running jobs that are not to be stopped any more: the commit of their end says itself whether they still may."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -179,6 +181,7 @@ class Runner:
             self._running.pop(job.id, None)
             self._leases.pop(job.id, None)
             self._parts.pop(job.id, None)
+            self._ending.discard(job.id)
             self._room.set()
             self._drained.set()
 
@@ -212,7 +215,12 @@ class Runner:
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
-        await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+        self._ending.add(job.id)
+        try:
+            await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+        except ConflictError:  # it is concluded again, and may be stopped before
+            self._ending.discard(job.id)
+            raise
 
     async def _postpone(self, job: JobRecord, error: StoreUnavailableError) -> None:
         """Give back a job that a store's outage stopped: that costs no attempt, however often it happens.
@@ -312,7 +320,7 @@ class Runner:
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""
         task = self._running.get(job)
-        if task is not None:
+        if task is not None and job not in self._ending:
             task.cancel()
 
 
