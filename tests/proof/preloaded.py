@@ -1,0 +1,12 @@
+"""What the server of the crash test's processes has loaded before it forks them: each is killed within a second."""
+
+import aiosqlite  # noqa: F401
+import asyncmy  # noqa: F401
+import asyncpg  # noqa: F401
+import motor.motor_asyncio  # noqa: F401
+import psutil  # noqa: F401
+
+from asyncdl.databackend import sql_compiling  # noqa: F401
+from asyncdl.databackend.warmup import load_ibis
+
+load_ibis()
