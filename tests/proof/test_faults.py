@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 AT_ONCE = 16
 """Trials at once: most of their time is spent waiting."""
 SETTINGS = {"job_backoff": 0.01, "threads": 1, "progress": False}
-PATIENCE = 60.0
+PATIENCE = 10.0
 ROWS = {1: "one", 2: "two", 3: "", 4: "four four"}
 
 
