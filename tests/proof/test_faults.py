@@ -155,4 +155,3 @@ async def test_every_call_fails_in_turn(prepared: Callable[[str], dict[str, str]
                     result.add_note(f"{name}: call number {number} was {fault}")
                     raise result
             at, over = at + AT_ONCE, all(results)
-        print(name, fault, at, max(map(len, results)))

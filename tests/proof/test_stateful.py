@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import traceback
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from asyncdl.testing.faults import FAULTS
 from tests.proof import world
@@ -42,31 +43,36 @@ HOW = st.one_of(
 class Machine(RuleBasedStateMachine):
     """The rules; what they do is in `World`, which lives on an event loop in a thread of its own."""
 
-    def __init__(self, stores: Any) -> None:
+    def __init__(self, stores: Any, failures: list[str]) -> None:
         super().__init__()
+        self._failures, self._steps = failures, []
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="asyncdl stateful test")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stateful test")
         self._thread.start()
         self._stores = contextlib.ExitStack()
         self.world = World(self._stores.enter_context(stores()))
         self._run(self.world.begin())
 
-    def _run(self, doing: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(doing, self._loop).result(300)
+    def _run(self, doing: Coroutine[Any, Any, Any], *step: Any) -> None:
+        self._steps.append(f"{doing.__qualname__}{step}")
+        try:
+            asyncio.run_coroutine_threadsafe(doing, self._loop).result(300)
+        except BaseException:  # what Hypothesis says of a failure that does not happen again does not tell of it
+            self._failures.append("\n".join([*self._steps, traceback.format_exc()]))
+            raise
 
     @rule(what=st.sampled_from(world.WRITES), keys=KEYS, text=TEXTS, how=HOW)
     def write(self, what: Any, keys: list[int], text: str, how: How) -> None:
         deed = what(self.world.state, keys, text)
         if deed is not None:
-            self._run(self.world.do(deed, how))
+            self._run(self.world.do(deed, how), what.__name__, keys, text, how)
 
     @rule(what=st.sampled_from(world.CHANGES), name=NAMES, more=st.integers(0, 9), how=HOW)
     def change(self, what: Any, name: str, more: int, how: How) -> None:
         deed = what(self.world.state, name, more)
         if deed is not None:
-            self._run(self.world.do(deed, how))
+            self._run(self.world.do(deed, how), what.__name__, name, more, how)
 
-    @precondition(lambda self: self.world.state.models)
     @rule(which=st.integers(0, 100))
     def cancel_a_job(self, which: int) -> None:
         self._run(self.world.cancel_a_job(which))
@@ -105,14 +111,17 @@ def test_whatever_is_done_the_stores_hold_what_must_be_there(
         with stores_of(request, folder) as uris:
             yield uris
 
-    run_state_machine_as_test(
-        lambda: Machine(stores),
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
+    bounds = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
     )
+    failures: list[str] = []
+    try:
+        run_state_machine_as_test(lambda: Machine(stores, failures), settings=bounds)
+    except BaseException as error:
+        error.add_note(f"The first failure was:\n{(failures or ['none'])[0]}")
+        raise
