@@ -73,7 +73,7 @@ class Writer:
             async with databackend.transaction() as tx:
                 return await databackend.write(request, outputs, tx)
 
-        try:
+        with self._intents.settling(intent):
             try:
                 written = await databackend.retrying(attempt)
             except Exception:
@@ -84,8 +84,6 @@ class Writer:
                 return written, await metadata.commit(*changes, intent)
             except ConflictError:  # another process took us for dead; it has told of the write already
                 return written, await metadata.commit(*changes)
-        finally:
-            self._intents.settled(intent)
 
     async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any]) -> None:
         """Settle the intent of a write that failed: rolled back, there is nothing to tell; else, what it may have done."""

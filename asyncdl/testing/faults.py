@@ -28,8 +28,8 @@ from asyncdl.metadata.base import MetadataStore
 S = TypeVar("S", ArtifactStore, ComputeBackend, DataBackend, MetadataStore)
 
 Fault = Literal["refused", "lost", "outage", "hung", "reached"]
-"""What becomes of the call: it raises and is not made; it is made, and raises all the same; it raises, and so does every other from
-then on, until `Faults.heal`; it neither returns nor is made until then, and raises; it is made as ever.
+"""What becomes of the call: it raises and is not made; it is made, and raises all the same; it raises, and so does every other
+from then on, until `Faults.heal`; it neither returns nor is made until then, and raises; it is made as ever.
 
 What is raised is a `StoreUnavailableError`, by compute a `ComputeUnavailableError`, or a `WorkerLostError` where a batch was run.
 """
@@ -131,10 +131,11 @@ def faulty(store: S, faults: Faults) -> S:
             members[name] = _method(name, f"{role}.{name}", found)
         elif isinstance(found, property):
             members[name] = property(lambda self, name=name: getattr(self._inner, name))
-    made = type(f"Faulty{kind.__name__}", (_Faulty, base), members)
-    wrapped = made.__new__(made)
+    made: Any = type(f"Faulty{kind.__name__}", (_Faulty, base), members)
+    wrapped: Any = object.__new__(made)
     wrapped._inner, wrapped._faults = store, faults
-    return wrapped
+    result: S = wrapped
+    return result
 
 
 def _real(value: Any) -> Any:
