@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
-from asyncdl.errors import ConflictError
+from asyncdl.errors import ConflictError, ConstraintError, DatatypeError, QueryError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
 from asyncdl.grouping import GroupedInserts
 from asyncdl.intents import Intents
@@ -17,6 +17,7 @@ from asyncdl.query import Query
 
 _IDS_IN_AN_EVENT = 5000
 _WRITING = "writing rows"
+_REFUSED = (QueryError, DatatypeError, ConstraintError, ConflictError)
 _EVENTS: dict[str, type[RowsInserted | RowsUpdated | RowsDeleted]] = {
     "insert": RowsInserted,
     "upsert": RowsUpdated,
@@ -76,8 +77,8 @@ class Writer:
         with self._intents.settling(intent):
             try:
                 written = await databackend.retrying(attempt)
-            except Exception:
-                await self._failed(intent, details)
+            except Exception as error:
+                await self._failed(intent, details, error)
                 raise
             changes = _changes(request, written)
             try:
@@ -85,9 +86,12 @@ class Writer:
             except ConflictError:  # another process took us for dead; it has told of the write already
                 return written, await metadata.commit(*changes)
 
-    async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any]) -> None:
-        """Settle the intent of a write that failed: rolled back, there is nothing to tell; else, what it may have done."""
-        told = [] if self._stores.databackend.atomic else _told(details)
+    async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any], error: Exception) -> None:
+        """Settle the intent of a write that failed: refused and rolled back, there is nothing to tell; else, what it may have done.
+
+        A connection that broke may have lost no more than the answer to the commit.
+        """
+        told = [] if self._stores.databackend.atomic and isinstance(error, _REFUSED) else _told(details)
         with contextlib.suppress(ConflictError):
             await self._stores.metadata.commit(intent, *told)
 

@@ -130,7 +130,7 @@ def faulty(store: S, faults: Faults) -> S:
         if callable(found):
             members[name] = _method(name, f"{role}.{name}", found)
         elif isinstance(found, property):
-            members[name] = property(lambda self, name=name: getattr(self._inner, name))
+            members[name] = _property(name)
     made: Any = type(f"Faulty{kind.__name__}", (_Faulty, base), members)
     wrapped: Any = object.__new__(made)
     wrapped._inner, wrapped._faults = store, faults
@@ -140,6 +140,10 @@ def faulty(store: S, faults: Faults) -> S:
 
 def _real(value: Any) -> Any:
     return value._inner if isinstance(value, _Faulty) else value
+
+
+def _property(name: str) -> property:
+    return property(lambda self: getattr(self._inner, name))
 
 
 def _method(name: str, called: str, function: Any) -> Callable[..., Any]:
