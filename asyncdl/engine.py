@@ -24,6 +24,8 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
+from asyncdl.jobs.limiting import LimitedCompute
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
@@ -67,15 +69,18 @@ class Engine:
         options: EngineOptions,
     ) -> None:
         self.artifact_store = artifact_store
+        self.compute = compute
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
-        self.stores = stores = Stores(metadata, databackend, compute, self.registry, options.shard_rows)
+        limited = LimitedCompute(compute, metadata, options.runner.lease)
+        self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)
         self._intents = intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
         self.predictor = Predictor(stores)
-        self.runner = Runner(stores, options.runner, self._dropping)
+        self.pauses = Pauses(metadata)
+        self.runner = Runner(stores, options.runner, self._dropping, self.pauses)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
         self.events = EventLog(metadata)
@@ -161,6 +166,7 @@ class Engine:
             await self.writer.recover()
             await self._leases.recover()
             await self._dropping.recover()
+            await self.pauses.recover()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RECOVER_EVERY):
                     await self._intents.left.wait()

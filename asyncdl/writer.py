@@ -87,7 +87,7 @@ class Writer:
                 return written, await metadata.commit(*changes)
 
     async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any], error: Exception) -> None:
-        """Settle the intent of a write that failed: refused and rolled back, there is nothing to tell; else, what it may have done.
+        """Settle the intent of a write that failed: refused, there is nothing to tell of; else, of what it may have done.
 
         A connection that broke may have lost no more than the answer to the commit.
         """

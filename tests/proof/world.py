@@ -139,8 +139,17 @@ def remove(before: State, name: str, more: int) -> Deed | None:
     return Deed(lambda db: db.remove("model", f"m-{name}", recursive=True), after)
 
 
+def pause(before: State, name: str, more: int) -> Deed | None:
+    """Pause a listener: until all is looked at, when it is resumed if it was not before."""
+    return Deed(lambda db: db.pause("listener", name), before) if name in before.models else None
+
+
+def resume(before: State, name: str, more: int) -> Deed | None:
+    return Deed(lambda db: db.resume("listener", name), before) if name in before.models else None
+
+
 WRITES = (insert, upsert, update, delete)
-CHANGES = (add, derive, exchange, remove)
+CHANGES = (add, derive, exchange, remove, pause, resume)
 
 
 class World:
@@ -272,6 +281,8 @@ class World:
     async def check(self) -> None:
         """Hold the stores against what must be there, once all has been done."""
         await self._retry()
+        for name in self.state.models:
+            await self.db.resume("listener", name)
         await self.db.wait_idle(PATIENCE)
         assert await self._found() == self.state
         notes = notes_of(self.db)
