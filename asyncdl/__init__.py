@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asyncdl.components.table import Table as Table
     from asyncdl.components.trigger import Trigger as Trigger
     from asyncdl.connect import connect as connect
+    from asyncdl.context import Answer as Answer
     from asyncdl.datalayer import Datalayer as Datalayer
     from asyncdl.events.types import ComponentAdded as ComponentAdded
     from asyncdl.events.types import ComponentReady as ComponentReady
@@ -65,6 +66,7 @@ _HOMES = {
     "asyncdl.components.table": ["Table"],
     "asyncdl.components.trigger": ["Trigger"],
     "asyncdl.connect": ["connect"],
+    "asyncdl.context": ["Answer"],
     "asyncdl.datalayer": ["Datalayer"],
     "asyncdl.events.types": [
         "ComponentAdded",
