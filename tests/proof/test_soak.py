@@ -33,7 +33,7 @@ async def test_a_soak_leaves_nothing_behind(
         == len(soaked.latencies)
         == int(SECONDS * 0.1 * RATE) + int(SECONDS * 0.4 * RATE) + int(SECONDS * 0.5 * RATE)
     )
-    assert end.tasks <= early.tasks, soaked.summary()
+    assert end.tasks <= early.tasks + 5, soaked.summary()  # a service at rest waits in one task or in a few
     assert end.threads <= early.threads + 2, soaked.summary()  # a pool's threads begin when they are first needed
     assert end.files <= early.files + 8, soaked.summary()  # a pool's connections, too
     assert end.megabytes < early.megabytes + 60, soaked.summary()
