@@ -29,19 +29,17 @@ class ArtifactLeases:
 
     @asynccontextmanager
     async def held(self, hashes: Collection[str]) -> AsyncIterator[list[Change]]:
-        """Hold artifacts, there or still to be written, until the changes yielded are committed, or the block fails."""
+        """Hold artifacts, there or still to be written, until the changes yielded are committed.
+
+        If the block fails, `recover` deletes what it wrote and nothing refers to.
+        """
         if not hashes:
             yield []
             return
         intent = await self._intents.announce(_ADDING, hashes=sorted(hashes))
-        try:
+        with self._intents.settling(intent):
             await self._until_collected(set(hashes))
             yield [intent]
-        except BaseException:
-            await self._withdraw(intent)
-            raise
-        finally:
-            self._intents.settled(intent)
 
     async def _until_collected(self, hashes: set[str]) -> None:
         """Wait while somebody may be deleting these."""
@@ -56,20 +54,16 @@ class ArtifactLeases:
     async def dropping(self, candidates: Collection[str]) -> AsyncIterator[list[Change]]:
         """Delete, after the block, those of these artifacts that nothing refers to.
 
-        Yields changes for the commit, in the block, that drops references: whoever dies after it is followed by `recover`.
+        Yields changes for the commit, in the block, that drops references: `recover` follows whoever dies or fails after it.
         """
         if not candidates:
             yield []
             return
         put, done = self._intents.draft(_COLLECTING, hashes=sorted(candidates))
-        try:
+        with self._intents.settling(done):
             yield [put]
-            try:
-                await self._delete(candidates)
-            finally:
-                await self._withdraw(done)
-        finally:
-            self._intents.settled(done)
+            await self._delete(candidates)
+            await self._withdraw(done)
 
     async def _delete(self, candidates: Collection[str]) -> None:
         used = await self._metadata.artifacts()

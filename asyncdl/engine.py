@@ -76,7 +76,7 @@ class Engine:
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
         limited = LimitedCompute(compute, metadata, options.runner.lease)
         self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)
-        intents = Intents(metadata)
+        self._intents = intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
@@ -92,13 +92,12 @@ class Engine:
         self.jobs = Jobs(metadata, self.runner)
         self.bus = EventBus(self.events)
         self._worker = options.worker
-        services = {"handlers": self._run_handlers, "completion": self.completion.run}
+        services = {"handlers": self._run_handlers, "completion": self.completion.run, "recovery": self._recover}
         if options.worker:
             services |= {
                 "scheduler": Scheduler(metadata, self.registry, max_attempts=options.max_attempts).run,
                 "runner": self.runner.run,
                 "schedules": Ticking(metadata, self.registry).run,
-                "recovery": self._recover,
                 "follower": Follower(stores, reconcile_every=options.reconcile_every).run,
             }
         if options.worker and options.events_keep is not None:
@@ -169,10 +168,13 @@ class Engine:
             await self.stores.metadata.commit(ReconcileRequested().change())
 
     async def _recover(self) -> None:
-        """Look, now and then, for what processes that died have left half done."""
+        """Look for what was left half done: by processes that died, now and then; by a failure in this one, at once."""
         while True:
+            self._intents.left.clear()
             await self.writer.recover()
             await self._leases.recover()
             await self._dropping.recover()
             await self.pauses.recover()
-            await asyncio.sleep(_RECOVER_EVERY)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RECOVER_EVERY):
+                    await self._intents.left.wait()

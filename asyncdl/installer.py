@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from asyncdl.metadata.base import (
 )
 from asyncdl.planning import AddPlan, told
 
-_ATTEMPTS = 20
+_ATTEMPTS = 100
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
 
 
@@ -61,6 +63,7 @@ class Installer:
         self._databackend = stores.databackend
         self._leases = leases
         self._drafter = Drafter(self._databackend, self._registry)
+        self._turn = asyncio.Lock()
 
     # in
 
@@ -92,23 +95,31 @@ class Installer:
 
     async def _install(self, prepared: Sequence[Prepared]) -> Installed:
         self._check_trust(prepared)
-        for _ in range(_ATTEMPTS):
-            draft = await self._drafter.draft(prepared)
-            for datatype in draft.datatypes:
-                self._registry.register(datatype)
-            if not draft.changes:
-                return Installed(list(draft.records.values()), [])
-            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
-            try:
-                async with self._leases.held(blobs) as release:
-                    for data in blobs.values():
-                        await self._registry.artifact_store.put(data)
-                    events = await self._commit(draft, release)
-            except ConflictError as error:
-                conflict = error
-                continue
-            return Installed(list(draft.records.values()), events)
+        blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
+        try:
+            return await self._install_once(prepared, blobs)
+        except ConflictError:
+            pass
+        async with self._turn:  # of those who were in each other's way in this process, one tries at a time
+            for attempt in range(_ATTEMPTS):
+                await asyncio.sleep(random.random() * min(attempt, 20) / 100)  # noqa: S311 - jitter
+                try:
+                    return await self._install_once(prepared, blobs)
+                except ConflictError as error:
+                    conflict = error
         raise conflict
+
+    async def _install_once(self, prepared: Sequence[Prepared], blobs: Mapping[str, bytes]) -> Installed:
+        draft = await self._drafter.draft(prepared)
+        for datatype in draft.datatypes:
+            self._registry.register(datatype)
+        events: list[EventRecord] = []
+        if draft.changes:
+            async with self._leases.held(blobs) as release:
+                for data in blobs.values():
+                    await self._registry.artifact_store.put(data)
+                events = await self._commit(draft, release)
+        return Installed(list(draft.records.values()), events)
 
     def _check_trust(self, prepared: Sequence[Prepared]) -> None:
         for each in prepared:

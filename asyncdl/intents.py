@@ -5,9 +5,12 @@ An intent whose process has died says that its deed may have been done, half don
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -24,11 +27,13 @@ class Intents:
     def __init__(self, metadata: MetadataStore) -> None:
         self._metadata = metadata
         self._mine: set[str] = set()
+        self.left = asyncio.Event()
+        """Set when a deed of this process failed, and may have left its intent: there is something to recover."""
 
     def draft(self, kind: str, **details: Any) -> tuple[PutIntent, DeleteIntent]:
         """Return the changes that announce a deed, in a commit of the caller's, and that say it has been done.
 
-        Whatever becomes of them, `settled` is to be called.
+        Whatever becomes of them, it is to be done in a block of `settling`.
         """
         record = IntentRecord(
             id=uuid4().hex,
@@ -45,12 +50,22 @@ class Intents:
         try:
             await self._metadata.commit(put)
         except BaseException:
-            self.settled(done)
+            self._leave(done)
             raise
         return done
 
-    def settled(self, intent: DeleteIntent) -> None:
-        """Say that the deed is over: if its intent is still there, it was left."""
+    def _leave(self, intent: DeleteIntent) -> None:
+        self._mine.discard(intent.id)
+        self.left.set()
+
+    @contextmanager
+    def settling(self, intent: DeleteIntent) -> Iterator[None]:
+        """Do the deed in this block: if its intent is still there after it, it was left, and is to be recovered."""
+        try:
+            yield
+        except BaseException:
+            self._leave(intent)
+            raise
         self._mine.discard(intent.id)
 
     async def read(self, kind: str) -> list[tuple[IntentRecord, dict[str, Any], bool]]:

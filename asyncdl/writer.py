@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
-from asyncdl.errors import ConflictError
+from asyncdl.errors import ConflictError, ConstraintError, DatatypeError, QueryError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
 from asyncdl.grouping import GroupedInserts
 from asyncdl.intents import Intents
@@ -17,6 +17,7 @@ from asyncdl.query import Query
 
 _IDS_IN_AN_EVENT = 5000
 _WRITING = "writing rows"
+_REFUSED = (QueryError, DatatypeError, ConstraintError, ConflictError)
 _EVENTS: dict[str, type[RowsInserted | RowsUpdated | RowsDeleted]] = {
     "insert": RowsInserted,
     "upsert": RowsUpdated,
@@ -73,23 +74,24 @@ class Writer:
             async with databackend.transaction() as tx:
                 return await databackend.write(request, outputs, tx)
 
-        try:
+        with self._intents.settling(intent):
             try:
                 written = await databackend.retrying(attempt)
-            except Exception:
-                await self._failed(intent, details)
+            except Exception as error:
+                await self._failed(intent, details, error)
                 raise
             changes = _changes(request, written)
             try:
                 return written, await metadata.commit(*changes, intent)
             except ConflictError:  # another process took us for dead; it has told of the write already
                 return written, await metadata.commit(*changes)
-        finally:
-            self._intents.settled(intent)
 
-    async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any]) -> None:
-        """Settle the intent of a write that failed: rolled back, there is nothing to tell; else, what it may have done."""
-        told = [] if self._stores.databackend.atomic else _told(details)
+    async def _failed(self, intent: DeleteIntent, details: Mapping[str, Any], error: Exception) -> None:
+        """Settle the intent of a write that failed: refused, there is nothing to tell of; else, of what it may have done.
+
+        A connection that broke may have lost no more than the answer to the commit.
+        """
+        told = [] if self._stores.databackend.atomic and isinstance(error, _REFUSED) else _told(details)
         with contextlib.suppress(ConflictError):
             await self._stores.metadata.commit(intent, *told)
 

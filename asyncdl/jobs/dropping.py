@@ -46,17 +46,10 @@ class Dropping:
                 await commit(tx)
         else:
             intent = await self._intents.announce(_DROPPING, tables=[asdict(table) for table in tables])
-            try:
-                try:
-                    committed = await commit(None)
-                except Exception:
-                    await self._withdraw(intent)
-                    raise
-                if committed:
+            with self._intents.settling(intent):
+                if await commit(None):
                     await self._drop(tables)
                 await self._withdraw(intent)
-            finally:
-                self._intents.settled(intent)
 
     async def recover(self) -> None:
         """Drop what processes that died left, unless a listener still has it."""

@@ -86,6 +86,10 @@ class Runner:
         self._claims, self._fair = 0, 0.0
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
+        self._ending: set[str] = set()
+        """The running jobs that are not to be stopped any more: the commit of their end says itself whether they still may."""
+        self._unsure = False
+        """Whether a claim, or a job's end, may have been committed or not: its answer was lost."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -98,15 +102,24 @@ class Runner:
             while True:
                 self._room.clear()
                 try:
+                    await self._give_back_strays()
                     now = time.time()  # one for both: what becomes due between two looks would be seen by neither
                     claimed = await self._claim(group, now)
-                    due = None if claimed else await self._stores.metadata.next_due(now)
+                    if not claimed:
+                        seen = await self._wait(seen, await self._stores.metadata.next_due(now))
                 except StoreError:
                     logger.exception("cannot claim jobs; trying again")
+                    self._unsure = True
                     await asyncio.sleep(self._options.backoff)
-                    continue
-                if not claimed:
-                    seen = await self._wait(seen, due)
+
+    async def _give_back_strays(self) -> None:
+        """Give back what is ours by its record alone, instead of leaving it to the lease."""
+        if self._unsure:
+            self._unsure = False
+            mine = JobFilter(owner=self.owner, states=["running"])
+            for job in await self._stores.metadata.jobs(mine):
+                if job.id not in self._running:
+                    await self._give_back(job)
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
@@ -213,6 +226,7 @@ class Runner:
             self._running.pop(job.id, None)
             self._works.pop(job.id, None)
             self._parts.pop(job.id, None)
+            self._ending.discard(job.id)
             self._room.set()
             self._drained.set()
 
@@ -247,7 +261,12 @@ class Runner:
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
-        await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+        self._ending.add(job.id)
+        try:
+            await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+        except ConflictError:  # it is concluded again, and may be stopped before
+            self._ending.discard(job.id)
+            raise
 
     async def _postpone(self, job: JobRecord, error: StoreUnavailableError) -> None:
         """Give back a job that a store's outage stopped: that costs no attempt, however often it happens.
@@ -318,17 +337,18 @@ class Runner:
         except ConflictError:
             raise
         except StoreError:
-            # Its lease will run out, and another attempt be made: nothing is lost.
+            # It is given back when the store is there again, or its lease runs out, and another attempt is made.
+            self._unsure = True
             logger.exception("the end of job %s could not be recorded", job.id)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""
         seen, renew = 0, 0.0
         while True:
-            seen = await self._stopping(seen, renew - time.time())
-            async with self._claiming:
-                ids = list(self._running)
             try:
+                seen = await self._stopping(seen, renew - time.time())
+                async with self._claiming:
+                    ids = list(self._running)
                 await self._pause(ids)
                 if time.time() >= renew:
                     renew = time.time() + self._options.lease / 3
@@ -372,7 +392,7 @@ class Runner:
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""
         task = self._running.get(job)
-        if task is not None:
+        if task is not None and job not in self._ending:
             task.cancel()
 
 

@@ -17,8 +17,11 @@ from typing import Any
 
 import asyncdl
 from asyncdl import Application, Datalayer, Listener, Model
+from tests.proof.notes import notes_of
 
-SETTINGS = {"job_lease": 2.0, "job_backoff": 0.05, "threads": 1, "progress": False}
+SETTINGS = {"job_lease": 10.0, "job_backoff": 0.05, "threads": 1, "progress": False}
+KILLED = {**SETTINGS, "job_lease": 0.5}
+"""Of the process that is killed: what it was at is taken over after so many seconds."""
 WRITERS = 3
 NAMES = ("l0", "l1", "l2")
 
@@ -73,14 +76,11 @@ def read_journal(path: Path) -> tuple[list[Deed], list[Deed]]:
 async def install(uris: dict[str, str]) -> None:
     """Make the table, and two chained listeners that stay."""
     async with asyncdl.connect(**uris, **SETTINGS) as db:
-        notes = db["notes"]
-        await db.execute(notes.insert([{"id": 0, "text": "the first"}]))
-        split = Listener("word", model=Model("split", words), key="text", select=notes, flatten=True)
+        notes = notes_of(db)
+        await db.execute(notes.insert({0: "the first"}))
+        split = Listener("word", model=Model("split", words), key="text", select=notes.select(), flatten=True)
         loud = Listener(
-            "loud",
-            model=Model("upper", upper),
-            key="word",
-            select=notes.outputs("word").select("id", "word_position", "word"),
+            "loud", model=Model("upper", upper), key="word", select=notes.derived("word", "word_position", "word")
         )
         await db.add(Application("notes", [split, loud]), wait=True)
 
@@ -111,7 +111,7 @@ class Process:
         self._journal.write(json.dumps({"done": number}) + "\n")
 
     async def _write(self, writer: int) -> None:
-        notes = self._db["notes"]
+        notes = notes_of(self._db)
         mine = {key for key in self._rows if key % WRITERS == writer}
         while True:
             kind = self._random.choice(["insert", "insert", "insert", "update", "upsert", "delete"])
@@ -119,19 +119,18 @@ class Process:
             known = self._random.sample(sorted(mine), min(len(mine), 3))
             if kind == "insert":
                 keys = [self._fresh(writer) for _ in range(self._random.choice([1, 1, 3, 50]))]
-                rows = [{"id": key, "text": text} for key in keys]
-                await self._deed({"put": dict.fromkeys(keys, text)}, self._db.execute(notes.insert(rows)))
+                rows = dict.fromkeys(keys, text)
+                await self._deed({"put": rows}, self._db.execute(notes.insert(rows)))
                 mine |= set(keys)
             elif kind == "upsert":
                 keys = [*known, self._fresh(writer)]
-                rows = [{"id": key, "text": text} for key in keys]
-                await self._deed({"put": dict.fromkeys(keys, text)}, self._db.execute(notes.upsert(rows)))
+                rows = dict.fromkeys(keys, text)
+                await self._deed({"put": rows}, self._db.execute(notes.upsert(rows)))
                 mine |= set(keys)
             elif known and kind == "update":
-                query = notes.update({"text": text}, where=notes.id.isin(known))
-                await self._deed({"put": dict.fromkeys(known, text)}, self._db.execute(query))
+                await self._deed({"put": dict.fromkeys(known, text)}, self._db.execute(notes.update(known, text)))
             elif known:
-                await self._deed({"delete": known}, self._db.execute(notes.delete(where=notes.id.isin(known))))
+                await self._deed({"delete": known}, self._db.execute(notes.delete(known)))
                 mine -= set(known)
 
     def _fresh(self, writer: int) -> int:
@@ -148,7 +147,7 @@ class Process:
             else:
                 self._variants[name] = variant
                 model = Model(f"m-{name}", plus(variant))
-                listener = Listener(name, model=model, key="text", select=self._db["notes"])
+                listener = Listener(name, model=model, key="text", select=notes_of(self._db).select())
                 await self._deed({"component": name, "variant": variant}, self._db.add(listener))
             await asyncio.sleep(self._random.random() / 10)
 
@@ -159,7 +158,7 @@ def run(
     """Live until killed."""
 
     async def live() -> None:
-        async with asyncdl.connect(**uris, **SETTINGS) as db:
+        async with asyncdl.connect(**uris, **KILLED) as db:
             opened.set()
             await Process(db, journal, seed, rows, variants).live()
 
