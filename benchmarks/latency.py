@@ -4,8 +4,8 @@
 
 The time goes from the call that inserts a row to the moment at which another process, which subscribes to ``OutputsWritten``
 and then queries, has read the row's output: two wake-ups across processes, or three, and the work itself between them. Rows
-come one by one, at random distances, so that a database that is polled is met at any point of its interval. At least 0.1 s of rest
-lets everybody fall asleep before the next.
+come one by one, at random distances, so that a database that is polled is met at any point of its interval, and with at
+least 0.1 s of rest, such that everybody falls asleep before the next.
 
 - ``two``: one process inserts and does not work; the other works and reads.
 - ``three``: one inserts, one works, one reads.
