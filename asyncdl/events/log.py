@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from asyncdl.errors import ClosedError, InvalidIdentifierError
 from asyncdl.events.types import Event
-from asyncdl.metadata.base import DeleteCursor, MetadataStore, MoveCursor
+from asyncdl.metadata.base import DeleteCursor, EventRecord, MetadataStore, MoveCursor
 
-_PAGE = 500
+_FIRST_PAGE, _LARGEST_PAGE = 100, 1000
+_PAGE_BYTES = 4 * 1024 * 1024
+"""What the events of a page may take in the memory, in the text of their fields: some have thousands of ids."""
 _SAVE_EVERY = 100
 """Events between two saves of a durable cursor while more are waiting; it is always saved before waiting."""
 
@@ -31,14 +33,17 @@ class Subscription:
         position: int,
     ) -> None:
         self._store = store
-        self._types = frozenset(_concrete(types))
+        self._types = sorted(_concrete(types))
         self._topics = tuple(topics)
         self._name = name
         self._position = position
         """Everything up to here has been dealt with."""
         self._saved = position
-        self._page: list[Event] = []
+        self._head = position
+        """Up to here there are events, as far as is known."""
+        self._page: list[EventRecord] = []
         self._next = 0
+        self._limit = _FIRST_PAGE
         self._closed = False
 
     @property
@@ -60,24 +65,26 @@ class Subscription:
             await self._fill()
         elif self._position - self._saved >= _SAVE_EVERY:
             await self.save()
-        event = self._page[self._next]
+        event = Event.from_record(self._page[self._next])
         self._next += 1
         return event
 
     async def _fill(self) -> None:
+        """Read the next page; wait for a commit only when there is none."""
         seen = 0
         while True:
-            seen = await self._store.wait_for_commits(seen, "events")
-            head = await self._store.last_event()
-            if head <= self._position:
-                continue
+            if self._position >= self._head:
+                seen = await self._store.wait_for_commits(seen, "events")
+                self._head = await self._store.last_event()
+                if self._position >= self._head:
+                    continue
             records = await self._store.events(
-                self._position, types=sorted(self._types), topics=self._topics, limit=_PAGE, up_to=head
+                self._position, types=self._types, topics=self._topics, limit=self._limit, up_to=self._head
             )
             if records:
-                self._page, self._next = [Event.from_record(record) for record in records], 0
+                self._page, self._next, self._limit = records, 0, _next_limit(records)
                 return
-            self._position = head  # nothing up to here was for us
+            self._position = self._head  # nothing up to here was for us
 
     async def save(self) -> None:
         """Store a named subscription's position now."""
@@ -90,6 +97,12 @@ class Subscription:
         if not self._closed:
             self._closed = True
             await self.save()
+
+
+def _next_limit(page: Sequence[EventRecord]) -> int:
+    """Return how many events to ask for after a page: more after a full one, as many as may be in the memory."""
+    size = 1 + sum([len(record.payload) for record in page]) // len(page)
+    return min(max(10 * len(page), _FIRST_PAGE), _LARGEST_PAGE, max(_PAGE_BYTES // size, 1))
 
 
 def _concrete(types: Collection[type[Event]]) -> set[str]:
