@@ -18,20 +18,17 @@ import asyncio
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from databases import NAMES, database, scheme
+from processes import process, ready, told_to_end
 
 import asyncdl
 from asyncdl import Listener, Model, OutputsWritten
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 ARRANGEMENTS = ("two", "three")
 _REST = 0.1
@@ -64,14 +61,14 @@ async def read(uri: str, folder: str, *, worker: bool) -> None:
         async def follow() -> None:
             async with db.events.subscribe(OutputsWritten) as events:
                 await (await db.execute(query)).to_list()  # compiled before it counts
-                print("ready", flush=True)
+                ready()
                 async for _ in events:
                     for row in await (await db.execute(query)).to_list():
                         if row["length"] is not None:
                             print(json.dumps([row[key], time.perf_counter()]), flush=True)
 
         following = asyncio.create_task(follow())
-        await until_told()
+        await told_to_end()
         following.cancel()
         await asyncio.wait({following})
 
@@ -79,30 +76,8 @@ async def read(uri: str, folder: str, *, worker: bool) -> None:
 async def work(uri: str, folder: str) -> None:
     """Work, until the standard input ends."""
     async with connect(uri, folder, worker=True):
-        print("ready", flush=True)
-        await until_told()
-
-
-async def until_told() -> None:
-    """Wait for the end of the standard input."""
-    await asyncio.to_thread(sys.stdin.buffer.read)
-
-
-@asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run this file in a process of its own; wait until it is ready, and in the end until it has closed."""
-    pipe = asyncio.subprocess.PIPE
-    child = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdin=pipe, stdout=pipe)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            ready = await child.stdout.readline()
-        assert ready == b"ready\n", ready
-        yield child
-    finally:
-        child.stdin.close()
-        await child.wait()
+        ready()
+        await told_to_end()
 
 
 async def measure(uri: str, folder: str, arrangement: str, rows: int) -> dict[str, Any]:
@@ -115,9 +90,9 @@ async def measure(uri: str, folder: str, arrangement: str, rows: int) -> dict[st
             await db.add(Listener("length", model=Model("length", length), key="text", select=table), wait=True)
         db = await stack.enter_async_context(connect(uri, folder, worker=False))
         if arrangement == "three":
-            await stack.enter_async_context(process("--work", uri, folder))
+            await stack.enter_async_context(process(__file__, "--work", uri, folder))
         mode = "--read" if arrangement == "three" else "--read-and-work"
-        reader = await stack.enter_async_context(process(mode, uri, folder))
+        reader = await stack.enter_async_context(process(__file__, mode, uri, folder))
         await db.wait_idle()
         table, taken = db["docs"], []
         for at in range(1, rows + 1):
