@@ -341,9 +341,9 @@ Change = (
 )
 
 
-Topic = Literal["anything", "events", "work", "completion", "stops"]
-"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished; jobs that
-were moved by hand and, if they run, are to stop."""
+Topic = Literal["anything", "components", "events", "work", "completion", "stops"]
+"""What a waiter for commits cares for: any of them; components that came, went, or changed; events; jobs that can be claimed; the
+end of something unfinished; jobs that were moved by hand and, if they run, are to stop."""
 
 
 @dataclass(frozen=True, slots=True)
