@@ -27,6 +27,6 @@ def read_text(text: str) -> str:
 
 def read_texts(values: Sequence[Any]) -> Sequence[Any]:
     """Return a column of texts as `store_text` was given them; what PostgreSQL has no text for is shown as one."""
-    if set(map(type, values)) <= _TEXTS and not any(["\1" in each for each in values if each is not None]):
+    if set(map(type, values)) <= _TEXTS and not any("\1" in each for each in values if each is not None):
         return values
     return [None if each is None else read_text(each if isinstance(each, str) else str(each)) for each in values]

@@ -86,9 +86,7 @@ class Reader:
     async def count_missing(self) -> int:
         """Return how many rows have no output, or had none when this was first asked."""
         if self._missing is None:
-            self._missing = await self._databackend.count_missing(
-                self._listener.select, self._outputs, self.written()
-            )
+            self._missing = await self._databackend.count_missing(self._listener.select, self._outputs, self.written())
         return self._missing
 
     async def boundaries(self, size: int) -> list[Row]:
