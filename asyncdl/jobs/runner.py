@@ -29,13 +29,15 @@ from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.planner import BACKFILL
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import Lease, Stores, Work
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
+from asyncdl.metadata.base import Change, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
+_LOST = 1.0
+"""Seconds after which jobs that other processes were about to claim are looked at again."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
 
@@ -77,6 +79,8 @@ class Runner:
         self._leases: dict[str, Lease] = {}
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
+        self._contended = False
+        """Whether others were about to claim what this process wanted."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -91,13 +95,22 @@ class Runner:
                 try:
                     now = time.time()  # one for both: what becomes due between two looks would be seen by neither
                     claimed = await self._claim(group, now)
-                    due = None if claimed else await self._stores.metadata.next_due(now)
+                    due = None if claimed else await self._next_look(now)
                 except StoreError:
                     logger.exception("cannot claim jobs; trying again")
                     await asyncio.sleep(self._options.backoff)
                     continue
                 if not claimed:
                     seen = await self._wait(seen, due)
+
+    async def _next_look(self, now: float) -> float | None:
+        """Return when a job may become claimable without a commit that says so."""
+        due = await self._stores.metadata.next_due(now)
+        if not self._contended:
+            return due
+        # What another process was about to claim is free again if that one died, and nobody tells of it.
+        soon = now + _LOST
+        return soon if due is None else min(due, soon)
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
@@ -123,6 +136,7 @@ class Runner:
         free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
+        self._contended = False
         claimed, looked, limit = 0, 0, free + len(self._running)
         while claimed < free and looked < limit <= _MOST_CLAIMABLE:
             found = await self._stores.metadata.claimable(now, limit=limit)
@@ -132,26 +146,27 @@ class Runner:
         return claimed
 
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
-        claimed = 0
-        for job in jobs:
-            if job.id in self._running or claimed == free or not self._may_run(job):
-                continue
-            try:
-                until = now + self._options.lease
-                await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts))
-            except ConflictError:
-                continue  # another process was first
+        wanted = self._wanted(jobs, free)
+        until = now + self._options.lease
+        claimed = await self._stores.metadata.claim(wanted, self.owner, now, until) if wanted else []
+        self._contended = self._contended or len(claimed) < len(wanted)
+        for job in claimed:
             mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
             self._parts[job.id] = _part(job)
-            claimed += 1
-        return claimed
+        return len(claimed)
 
-    def _may_run(self, job: JobRecord) -> bool:
-        """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
-        part = _part(job)
-        return part is None or part not in self._parts.values()
+    def _wanted(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
+        """Return the first jobs that may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        wanted: list[JobRecord] = []
+        parts = {part for part in self._parts.values() if part is not None}
+        for job in jobs:
+            part = _part(job)
+            if len(wanted) < free and job.id not in self._running and part not in parts:
+                wanted.append(job)
+                parts |= {part} if part is not None else set()
+        return wanted
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""

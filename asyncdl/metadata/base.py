@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from asyncdl.errors import ConflictError
+
 JobState = Literal["pending", "running", "succeeded", "failed", "cancelled", "upstream_failed"]
 
 UNFINISHED: tuple[JobState, ...] = ("pending", "running")
@@ -487,6 +489,20 @@ class MetadataStore(ABC):
     @abstractmethod
     async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
         """Return jobs that `ClaimJob` would take now, in the order they should be: by priority, then age."""
+
+    async def claim(self, records: Sequence[JobRecord], owner: str, now: float, lease: float) -> list[JobRecord]:
+        """Claim those of these jobs, as `claimable` returned them, that no other has or is about to; return these, as they were.
+
+        One that another process is about to claim may be free again, should that one fail: so it may be looked at again soon.
+        """
+        claimed = []
+        for job in records:
+            try:
+                await self.commit(ClaimJob(job.id, owner, now, lease, job.attempts))
+            except ConflictError:
+                continue  # another process was first
+            claimed.append(job)
+        return claimed
 
     @abstractmethod
     async def next_due(self, now: float) -> float | None:

@@ -333,6 +333,30 @@ class SQLMetadataStore(MetadataStore):
 
         return [JobRecord(*row) for row in await self._rows("claimable", build, {"now": now, "limit": limit})]
 
+    async def claim(self, records: Sequence[JobRecord], owner: str, now: float, lease: float) -> list[JobRecord]:
+        """Claim jobs: all at once, and beside other processes that claim, where the database can pass over locked rows.
+
+        A claim changes nothing but its job's own record, and has no event. So it needs no turn among the commits: the row's own
+        lock is enough. Eight processes that claimed with `commit` did so one after the other, and seven of eight in vain.
+        """
+        if not self.database.skips_locked or not records:
+            return await super().claim(records, owner, now, lease)
+        self._check()
+        wanted = _numbered("id", [job.id for job in records])
+
+        def build() -> Any:
+            free = select(jobs.c.id, jobs.c.attempts).where(_among(jobs.c.id, wanted), claimable())
+            return free.with_for_update(skip_locked=True)
+
+        async with self.database.transaction() as tx:
+            [found] = await tx.run(self._select(f"free{len(wanted)}", build, {"now": now, **wanted}))
+            free = {(str(id), int(attempts)) for id, attempts in found.rows}
+            claimed = [job for job in records if (job.id, job.attempts) in free]
+            for job in claimed:
+                tx.defer(*self._changes.statements(base.ClaimJob(job.id, owner, now, lease, job.attempts)))
+            await tx.commit()
+        return claimed
+
     async def next_due(self, now: float) -> float | None:
         """Return when the next job becomes claimable by the passing of time."""
 

@@ -697,6 +697,30 @@ class MetadataStoreTests(ABC):
         assert sorted(claims, key=int) == [f"{n}" for n in range(60)]
         assert {each.attempts for each in await store.jobs()} == {1}
 
+    async def test_of_20_workers_that_claim_many_at_once_one_gets_each_job(
+        self, store: MetadataStore, other: MetadataStore
+    ) -> None:
+        async def work(n: int) -> list[str]:
+            on, mine = (store, other)[n % 2], []
+            while waiting := await on.claimable(5.0, limit=4):
+                mine += [each.id for each in await on.claim(waiting, f"{n}", 5.0, 10.0)]
+            return mine
+
+        await store.commit(*(PutJob(job(f"{n}")) for n in range(60)))
+        claims = [each for mine in await asyncio.gather(*map(work, range(20))) for each in mine]
+        assert sorted(claims, key=int) == [f"{n}" for n in range(60)]
+        assert {(each.attempts, each.state, each.lease) for each in await store.jobs()} == {(1, "running", 10.0)}
+
+    async def test_a_job_that_is_not_as_it_was_read_is_not_claimed(self, store: MetadataStore) -> None:
+        await store.commit(*(PutJob(job(name)) for name in ("taken", "again", "cancelled", "free")))
+        read = await store.claimable(5.0, limit=9)
+        await store.commit(ClaimJob("taken", "you", 5.0, 10.0))
+        await store.commit(ClaimJob("again", "you", 1.0, 2.0), FinishJob("again", "you", "pending", 1.5))
+        await store.commit(SetJobState("cancelled", "cancelled", ("pending",), 4.0))
+        assert [each.id for each in await store.claim(read, "me", 6.0, 11.0)] == ["free"]
+        assert await store.claim([], "me", 6.0, 11.0) == []
+        assert {each.id: each.owner for each in await store.jobs() if each.owner} == {"taken": "you", "free": "me"}
+
     async def test_pending_causes_are_unfinished_jobs_and_unread_events(self, store: MetadataStore) -> None:
         made = await store.commit(event(), event(), AppendEvent("B", "b", "{}", 1.0, first=1, last=2))
         await store.commit(
