@@ -1,6 +1,6 @@
 """Eight processes that claim jobs at once: how many claims a second, and what share of the tries is in vain.
 
-    python benchmarks/claims.py [postgresql sqlite URI ...] [--jobs 2000] [--processes 8] [--rounds 3]
+    python benchmarks/claims.py [postgresql sqlite postgresql://... ...] [--jobs 2000] [--processes 8] [--rounds 3]
 
 ``claim`` is what a runner calls, which on PostgreSQL passes over jobs that others are about to claim (``FOR UPDATE SKIP
 LOCKED``); ``commit`` is a commit of its own for each job, which waits for its turn, and often comes too late. Each process
@@ -16,29 +16,41 @@ import statistics
 import tempfile
 import time
 import uuid
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from databases import database, scheme
 from processes import process, ready, told_to_end
 
-import asyncdl
+from asyncdl.drivers.postgresql import PostgreSQLDatabase
+from asyncdl.drivers.sqlite import SQLiteDatabase
+from asyncdl.errors import ConflictError
 from asyncdl.metadata.base import ClaimJob, JobFilter, JobRecord, MetadataStore, PutJob
+from asyncdl.metadata.sql import SQLMetadataStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _AT_ONCE = 8
 _LEASE = 1e9
 
 
-def connect(uri: str) -> Any:
-    """Return a connection that does no work of its own."""
-    return asyncdl.connect(uri, worker=False, progress=False)
+@asynccontextmanager
+async def connect(uri: str) -> AsyncIterator[MetadataStore]:
+    """Open the metadata store alone: eight processes start in no time, and do nothing else."""
+    place = Path(uri.removeprefix("sqlite:///"))
+    store = SQLMetadataStore(SQLiteDatabase(place) if uri.startswith("sqlite") else PostgreSQLDatabase(uri))
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
 async def claim(uri: str, way: str) -> None:
     """Claim until there is nothing left; print how many were tried, and how many claimed."""
-    async with connect(uri) as db:
-        metadata: MetadataStore = db.metadata
+    async with connect(uri) as metadata:
         ready()
         await told_to_end()
         owner, tried, claimed, limit = uuid.uuid4().hex, 0, 0, _AT_ONCE
@@ -66,20 +78,21 @@ async def one_by_one(metadata: MetadataStore, wanted: Any, owner: str) -> int:
         try:
             await metadata.commit(ClaimJob(each.id, owner, time.time(), time.time() + _LEASE, each.attempts))
             claimed += 1
-        except asyncdl.errors.ConflictError:
+        except ConflictError:
             continue
     return claimed
 
 
 async def measure(uri: str, way: str, jobs: int, processes: int) -> tuple[float, float]:
     """Return the claims a second, and the share of those tried that another was first with."""
-    async with connect(uri) as db, AsyncExitStack() as stack:
+    async with connect(uri) as metadata, AsyncExitStack() as stack:
         records = [
             JobRecord(uuid.uuid4().hex, "benchmark", "0" * 32, "{}", first=0, last=0, created=float(n))
             for n in range(jobs)
         ]
-        await db.metadata.commit(*(PutJob(record) for record in records))
-        children = [await stack.enter_async_context(process(__file__, "--claim", uri, way)) for _ in range(processes)]
+        await metadata.commit(*(PutJob(record) for record in records))
+        starting = [stack.enter_async_context(process(__file__, "--claim", uri, way)) for _ in range(processes)]
+        children = await asyncio.gather(*starting)
         begun = time.perf_counter()
         for child in children:
             child.stdin.close()  # type: ignore[union-attr]
@@ -88,7 +101,7 @@ async def measure(uri: str, way: str, jobs: int, processes: int) -> tuple[float,
         results = [json.loads(line) for line in lines]
         tried, claimed = (sum(column) for column in zip(*results, strict=True))
         assert claimed == jobs, (claimed, jobs)
-        owners = {job.owner for job in await db.metadata.jobs(JobFilter(states=["running"], limit=jobs))}
+        owners = {job.owner for job in await metadata.jobs(JobFilter(states=["running"], limit=jobs))}
         assert None not in owners
         return jobs / seconds, 1 - claimed / tried
 
