@@ -1,10 +1,11 @@
 """Eight processes that claim jobs at once: how many claims a second, and what share of the tries is in vain.
 
-    python benchmarks/claims.py [postgresql sqlite postgresql://... ...] [--jobs 2000] [--processes 8] [--rounds 3]
+    python benchmarks/claims.py [postgresql postgresql://... ...] [--jobs 2000] [--processes 8] [--rounds 3]
 
-``claim`` is what a runner calls, which on PostgreSQL passes over jobs that others are about to claim (``FOR UPDATE SKIP
-LOCKED``); ``commit`` is a commit of its own for each job, which waits for its turn, and often comes too late. Each process
-looks for eight jobs at a time, as a runner with nothing to do does. The rounds of the two alternate.
+``commit`` is what a runner does: a commit for each job, each waiting for its turn among all commits, and often too late.
+``skip locked`` is what it could do were a claim not to depend on anything but its job: one transaction for eight jobs that
+passes over those that others are about to claim, without a turn. Each process looks for eight jobs at a time, as a runner with
+nothing to do does. The rounds of the two alternate.
 """
 
 from __future__ import annotations
@@ -18,29 +19,32 @@ import time
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from databases import database, scheme
 from processes import process, ready, told_to_end
 
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
-from asyncdl.drivers.sqlite import SQLiteDatabase
+from asyncdl.drivers.sql import Statement
 from asyncdl.errors import ConflictError
-from asyncdl.metadata.base import ClaimJob, JobFilter, JobRecord, MetadataStore, PutJob
+from asyncdl.metadata.base import ClaimJob, JobFilter, JobRecord, PutJob
 from asyncdl.metadata.sql import SQLMetadataStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 _AT_ONCE = 8
 _LEASE = 1e9
+_FREE = "SELECT id FROM _asyncdl_jobs WHERE id = ANY($1) AND state = 'pending' FOR UPDATE SKIP LOCKED"
+_CLAIM = (
+    "UPDATE _asyncdl_jobs SET state = 'running', owner = $1, lease = $2, attempts = attempts + 1 WHERE id = ANY($3)"
+)
 
 
 @asynccontextmanager
-async def connect(uri: str) -> AsyncIterator[MetadataStore]:
+async def connect(uri: str) -> AsyncIterator[SQLMetadataStore]:
     """Open the metadata store alone: eight processes start in no time, and do nothing else."""
-    place = Path(uri.removeprefix("sqlite:///"))
-    store = SQLMetadataStore(SQLiteDatabase(place) if uri.startswith("sqlite") else PostgreSQLDatabase(uri))
+    store = SQLMetadataStore(PostgreSQLDatabase(uri))
     await store.open()
     try:
         yield store
@@ -66,12 +70,17 @@ async def claim(uri: str, way: str) -> None:
         print(json.dumps([tried, claimed]), flush=True)
 
 
-async def together(metadata: MetadataStore, wanted: Any, owner: str) -> int:
-    """Claim as a runner does."""
-    return len(await metadata.claim(wanted, owner, time.time(), time.time() + _LEASE))
+async def together(metadata: SQLMetadataStore, wanted: Sequence[JobRecord], owner: str) -> int:
+    """Claim those that nobody else is about to."""
+    free = Statement(_FREE, ([each.id for each in wanted],), fetch=True)
+    async with metadata.database.transaction() as tx:
+        [found] = await tx.run(free)
+        ids = [row[0] for row in found.rows]
+        await tx.commit(Statement(_CLAIM, (owner, time.time() + _LEASE, ids), expect=len(ids)))
+    return len(ids)
 
 
-async def one_by_one(metadata: MetadataStore, wanted: Any, owner: str) -> int:
+async def one_by_one(metadata: SQLMetadataStore, wanted: Sequence[JobRecord], owner: str) -> int:
     """Claim by a commit for each job."""
     claimed = 0
     for each in wanted:
@@ -119,10 +128,10 @@ def main() -> None:
         asyncio.run(claim(*given.claim))
         return
     for wanted in given.database:
-        found: dict[str, list[tuple[float, float]]] = {"claim": [], "commit": []}
+        found: dict[str, list[tuple[float, float]]] = {"skip locked": [], "commit": []}
         for at in range(given.rounds):
             for way, results in found.items():
-                with tempfile.TemporaryDirectory() as folder, database(wanted, Path(folder) / f"{at}{way}") as uri:
+                with tempfile.TemporaryDirectory() as folder, database(wanted, Path(folder) / f"{at}{way[:4]}") as uri:
                     results.append(asyncio.run(measure(uri, way, given.jobs, given.processes)))
         figures = {
             way: {

@@ -73,8 +73,6 @@ class PostgreSQLDatabase(SQLDatabase):
         asyncpg is not installed.
     """
 
-    skips_locked = True
-
     def __init__(self, url: str) -> None:
         super().__init__()
         self._dsn, self.url, self.place = read_url(url)

@@ -128,9 +128,6 @@ class SQLDatabase(ABC):
     url: str
     """Where it is, without a password: fit for messages."""
 
-    skips_locked = False
-    """Whether a transaction can lock rows and pass over those that others have locked: ``FOR UPDATE SKIP LOCKED``."""
-
     def __init__(self) -> None:
         self._compiled: dict[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {}
 

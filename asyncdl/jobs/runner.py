@@ -26,20 +26,23 @@ from asyncdl.errors import (
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.planner import BACKFILL
 from asyncdl.jobs.shards import Shard
-from asyncdl.jobs.work import Lease, Stores, Work
-from asyncdl.metadata.base import Change, FinishJob, JobFilter, JobRecord, RenewLeases
+from asyncdl.jobs.work import InterruptedWork, Stores, Work
+from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
-_LOST = 1.0
-"""Seconds after which jobs that other processes were about to claim are looked at again."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
+_UNFAIR = 7
+"""Claims by priority, after which one is by age."""
+_FAIR_EVERY = 1.0
+"""Seconds, at least, from one that is by age to the next: with a deep queue such a look takes a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +73,19 @@ class RunnerOptions:
 class Runner:
     """Runs jobs in this process, each in a task of its own."""
 
-    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping) -> None:
+    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping, pauses: Pauses) -> None:
         self._stores = stores
+        self._pauses = pauses
         self._dropping = dropping
         self._options = options
         self.owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._leases: dict[str, Lease] = {}
+        self._works: dict[str, Work] = {}
+        self._claiming = asyncio.Lock()
+        """Held from before a claim is committed until the job is among those that run: a stop in between would miss it."""
+        self._claims, self._fair = 0, 0.0
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
-        self._contended = False
-        """Whether others were about to claim what this process wanted."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -95,22 +100,13 @@ class Runner:
                 try:
                     now = time.time()  # one for both: what becomes due between two looks would be seen by neither
                     claimed = await self._claim(group, now)
-                    due = None if claimed else await self._next_look(now)
+                    due = None if claimed else await self._stores.metadata.next_due(now)
                 except StoreError:
                     logger.exception("cannot claim jobs; trying again")
                     await asyncio.sleep(self._options.backoff)
                     continue
                 if not claimed:
                     seen = await self._wait(seen, due)
-
-    async def _next_look(self, now: float) -> float | None:
-        """Return when a job may become claimable without a commit that says so."""
-        due = await self._stores.metadata.next_due(now)
-        if not self._contended:
-            return due
-        # What another process was about to claim is free again if that one died, and nobody tells of it.
-        soon = now + _LOST
-        return soon if due is None else min(due, soon)
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
@@ -136,8 +132,8 @@ class Runner:
         free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
-        self._contended = False
-        claimed, looked, limit = 0, 0, free + len(self._running)
+        claimed = await self._claim_oldest(group, now)
+        looked, limit = 0, free + len(self._running)
         while claimed < free and looked < limit <= _MOST_CLAIMABLE:
             found = await self._stores.metadata.claimable(now, limit=limit)
             claimed += await self._claim_among(found, group, now, free - claimed)
@@ -145,35 +141,56 @@ class Runner:
             looked, limit = (limit, 0) if len(found) < limit else (limit, limit * 4)
         return claimed
 
-    async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
-        wanted = self._wanted(jobs, free)
-        until = now + self._options.lease
-        claimed = await self._stores.metadata.claim(wanted, self.owner, now, until) if wanted else []
-        self._contended = self._contended or len(claimed) < len(wanted)
-        for job in claimed:
-            mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
-            task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
-            self._running[job.id] = task
-            self._parts[job.id] = _part(job)
-        return len(claimed)
+    async def _claim_oldest(self, group: asyncio.TaskGroup, now: float) -> int:
+        """Now and then, claim the job that has waited longest, whatever its priority: so that each one's turn comes."""
+        if self._claims < _UNFAIR or time.monotonic() < self._fair:
+            return 0
+        self._claims, self._fair = 0, time.monotonic() + _FAIR_EVERY
+        oldest = await self._stores.metadata.jobs(JobFilter(states=["pending"], limit=self._options.concurrency))
+        return await self._claim_among([job for job in oldest if job.not_before <= now], group, now, 1)
 
-    def _wanted(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
-        """Return the first jobs that may run here: of a backfill in shards one at a time, so that other processes get theirs."""
-        wanted: list[JobRecord] = []
-        parts = {part for part in self._parts.values() if part is not None}
+    async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
+        claimed = 0
+        aside: set[str] = set()
         for job in jobs:
-            part = _part(job)
-            if len(wanted) < free and job.id not in self._running and part not in parts:
-                wanted.append(job)
-                parts |= {part} if part is not None else set()
-        return wanted
+            if job.id in self._running or claimed == free or job.target in aside or not self._may_run(job):
+                continue
+            async with self._claiming:
+                if await self._claim_one(job, group, now):
+                    claimed += 1
+                    continue
+            # Another process was first, or its listener is paused.
+            closed = await self._pauses.closed([job.target])
+            if closed:
+                paused = [each for each in jobs if each.target == job.target and each.id not in self._running]
+                await self._pauses.put_aside(paused, closed[job.target], self.owner)
+                aside.add(job.target)
+        return claimed
+
+    async def _claim_one(self, job: JobRecord, group: asyncio.TaskGroup, now: float) -> bool:
+        until = now + self._options.lease
+        gate = await self._pauses.gate(job.target)
+        try:
+            await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts, gate))
+        except ConflictError:
+            return False
+        mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
+        self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
+        self._parts[job.id] = _part(job)
+        self._claims += 1
+        return True
+
+    def _may_run(self, job: JobRecord) -> bool:
+        """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        part = _part(job)
+        return part is None or part not in self._parts.values()
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
         work: Work | None = None
         try:
             work = work_of(self._stores, job, self.owner)
-            self._leases[job.id] = work.lease
+            self._works[job.id] = work
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             try:
@@ -181,6 +198,8 @@ class Runner:
                 await self._succeed(job, work)
             except StoreUnavailableError as error:
                 await self._postpone(job, error)
+        except InterruptedWork:
+            await self._set_aside(job)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
@@ -192,7 +211,7 @@ class Runner:
             await self._fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
-            self._leases.pop(job.id, None)
+            self._works.pop(job.id, None)
             self._parts.pop(job.id, None)
             self._room.set()
             self._drained.set()
@@ -251,7 +270,8 @@ class Runner:
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
-        if job.attempts < job.max_attempts and not isinstance(error, QueueDeadlineError):
+        hopeless = isinstance(error, QueueDeadlineError) or (work is not None and work.gives_up_on(error))
+        if job.attempts < job.max_attempts and not hopeless:
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
             logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
             await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))
@@ -268,6 +288,12 @@ class Runner:
 
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
+
+    async def _set_aside(self, job: JobRecord) -> None:
+        """Put a job aside whose listener was paused, or back into the queue if that has been resumed meanwhile."""
+        closed = await self._pauses.closed([job.target])
+        if not closed or not await self._pauses.stopped(job, self.owner, closed[job.target]):
+            await self._give_back(job)
 
     async def _commit(self, *changes: Change, joining: Any = None) -> bool:
         """Commit a job's end; return whether it was still ours to end."""
@@ -291,8 +317,10 @@ class Runner:
         seen, renew = 0, 0.0
         while True:
             seen = await self._stopping(seen, renew - time.time())
-            ids = list(self._running)
+            async with self._claiming:
+                ids = list(self._running)
             try:
+                await self._pause(ids)
                 if time.time() >= renew:
                     renew = time.time() + self._options.lease / 3
                     await self._renew(ids)
@@ -304,6 +332,14 @@ class Runner:
                 continue
             for job in set(ids) - held:
                 self.stop(job)
+
+    async def _pause(self, ids: list[str]) -> None:
+        """Have those jobs stop soon whose listeners are paused."""
+        works = [self._works[job] for job in ids if job in self._works]
+        closed = await self._pauses.closed([work.target for work in works]) if works else {}
+        for work in works:
+            if work.target in closed:
+                work.pause()
 
     async def _stopping(self, seen: int, seconds: float) -> int:
         """Wait until a job may have been stopped by another process, or for so many seconds."""
@@ -321,8 +357,8 @@ class Runner:
         if ids:
             until = time.time() + self._options.lease
             await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
-            for lease in filter(None, map(self._leases.get, ids)):
-                lease.until = until
+            for work in filter(None, map(self._works.get, ids)):
+                work.lease.until = until
 
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""

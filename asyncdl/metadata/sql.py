@@ -22,6 +22,7 @@ from asyncdl.metadata.base import (
     IntentRecord,
     JobFilter,
     JobRecord,
+    JobState,
     MetadataStore,
     Topic,
 )
@@ -279,7 +280,14 @@ class SQLMetadataStore(MetadataStore):
         )
         return int(rows[0][0]) if rows else None
 
-    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+        rows = await self._rows("cursors", lambda: select(cursors.c.name, cursors.c.seq), {})
+        return {str(name): int(seq) for name, seq in rows}
+
+    async def pending_causes(
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = base.UNFINISHED
+    ) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         kinds = _numbered("type", types)
         values: dict[str, Any] = {"key": cursor} | kinds
@@ -288,7 +296,7 @@ class SQLMetadataStore(MetadataStore):
             own = func.coalesce(func.nullif(events.c.first, literal_column("0")), events.c.seq)
             end = func.coalesce(func.nullif(events.c.last, literal_column("0")), events.c.seq)
             waiting = select(jobs.c.first, jobs.c.last).where(
-                jobs.c.state.in_([literal_column(f"'{state}'") for state in base.UNFINISHED])
+                jobs.c.state.in_([literal_column(f"'{state}'") for state in states])
             )
             read = select(cursors.c.seq).where(cursors.c.name == P("key")).scalar_subquery()
             unread = select(own, end).where(events.c.seq > func.coalesce(read, literal_column("0")))
@@ -296,7 +304,7 @@ class SQLMetadataStore(MetadataStore):
                 unread = unread.where(_among(events.c.type, kinds))
             return union(waiting, unread)
 
-        found = await self._rows(f"causes{len(kinds)}", build, values)
+        found = await self._rows(f"causes{len(kinds)}{'/'.join(states)}", build, values)
         return [(int(first), int(last)) for first, last in found]
 
     async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value
@@ -332,30 +340,6 @@ class SQLMetadataStore(MetadataStore):
             return select(jobs).where(claimable()).order_by(*order).limit(P("limit"))
 
         return [JobRecord(*row) for row in await self._rows("claimable", build, {"now": now, "limit": limit})]
-
-    async def claim(self, records: Sequence[JobRecord], owner: str, now: float, lease: float) -> list[JobRecord]:
-        """Claim jobs: all at once, and beside other processes that claim, where the database can pass over locked rows.
-
-        A claim changes nothing but its job's own record, and has no event. So it needs no turn among the commits: the row's own
-        lock is enough. Eight processes that claimed with `commit` did so one after the other, and seven of eight in vain.
-        """
-        if not self.database.skips_locked or not records:
-            return await super().claim(records, owner, now, lease)
-        self._check()
-        wanted = _numbered("id", [job.id for job in records])
-
-        def build() -> Any:
-            free = select(jobs.c.id, jobs.c.attempts).where(_among(jobs.c.id, wanted), claimable())
-            return free.with_for_update(skip_locked=True)
-
-        async with self.database.transaction() as tx:
-            [found] = await tx.run(self._select(f"free{len(wanted)}", build, {"now": now, **wanted}))
-            free = {(str(id), int(attempts)) for id, attempts in found.rows}
-            claimed = [job for job in records if (job.id, job.attempts) in free]
-            for job in claimed:
-                tx.defer(*self._changes.statements(base.ClaimJob(job.id, owner, now, lease, job.attempts)))
-            await tx.commit()
-        return claimed
 
     async def next_due(self, now: float) -> float | None:
         """Return when the next job becomes claimable by the passing of time."""

@@ -213,22 +213,3 @@ async def test_waking_goes_on_when_the_listening_connection_was_killed(
         async with asyncio.timeout(5):
             await look(n)
     await other.aclose()
-
-
-async def test_a_claim_passes_over_what_another_is_about_to_claim_and_waits_for_no_commit(
-    postgresql: Server, store: SQLMetadataStore, tmp_path: Path
-) -> None:
-    await store.commit(PutJob(job("first")), PutJob(job("second")))
-    read = await store.claimable(5.0, limit=9)
-    other = PostgreSQLDatabase(postgresql.url(tmp_path))
-    await other.open()
-    try:
-        async with other.transaction() as tx:
-            locked = Statement("SELECT id FROM _asyncdl_jobs WHERE id = 'first' FOR UPDATE", fetch=True)
-            await tx.run(*other.lock("commit"), locked)
-            async with asyncio.timeout(20):
-                claimed = await store.claim(read, "me", 5.0, 10.0)
-        assert [each.id for each in claimed] == ["second"]
-        assert [each.id for each in await store.claim(read, "me", 5.0, 10.0)] == ["first"]
-    finally:
-        await other.aclose()
