@@ -237,8 +237,8 @@ class ClaimJob:
     So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read. And the cursor
     ``gate``, should there be one of this name, must not stand below 0.
 
-    Note for implementers: because of the gate, a claim takes its turn among the commits on SQL databases. ``FOR UPDATE SKIP LOCKED``
-    would let workers claim beside each other, several jobs at once, and several times as many a second
+    Note for implementers: because of the gate, a claim takes its turn among the commits on SQL databases. With ``FOR UPDATE
+    SKIP LOCKED`` workers would claim beside each other, several jobs at once, and several times as many a second
     (``benchmarks/claims.py``); but who closes a gate must not miss a claim that is under way.
     """
 
