@@ -74,6 +74,9 @@ class SQLDialect(ABC):
     constants_are_cheap = False
     """Whether a value that all rows of an insert share is better written into its text than given with each row."""
 
+    shares_parameters = False
+    """Whether the driver takes a value that all rows of an insert share once, beside the rows."""
+
     merges = False
     """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
 

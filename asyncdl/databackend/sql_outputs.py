@@ -98,6 +98,9 @@ class OutputWriter:
             rows, types = list(zip(*keys, stored, strict=True)), self._types[: len(keys) + 1]
             put = Statement(self._put.replace(row, same, 1), rows, many=True, row=same, types=types)
             return [*statements, put]
+        if not results.errors and self._dialect.shares_parameters:
+            stored = self._encode_values(results.values, results.key)
+            return [*statements, self._put_rows(list(zip(*keys, stored, strict=True)), shared=(as_of, None))]
         values: Sequence[Any] = results.values
         if results.errors:
             values = [None if at in results.errors else value for at, value in enumerate(values)]
@@ -162,9 +165,9 @@ class OutputWriter:
             condition = self._dialect.in_list(self._key, len(part))
             yield Statement(f"DELETE FROM {self._name} WHERE {condition}", list(chain.from_iterable(part)))  # noqa: S608
 
-    def _put_rows(self, rows: Sequence[Row]) -> Statement:
+    def _put_rows(self, rows: Sequence[Row], shared: tuple[Any, ...] = ()) -> Statement:
         row = self._dialect.row(len(self._columns))
-        return Statement(self._put, rows, many=True, row=row, types=self._types)
+        return Statement(self._put, rows, many=True, row=row, types=self._types, shared=shared)
 
     def _delete_replaced(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         if not replaced:

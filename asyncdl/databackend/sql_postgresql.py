@@ -18,7 +18,7 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.databackend.base import TableSchema
 from asyncdl.databackend.sql_dialect import Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
-from asyncdl.databackend.sql_postgresql_text import read_text, store_text
+from asyncdl.databackend.sql_postgresql_text import read_text, read_texts, store_text
 from asyncdl.datatypes import Parsed
 from asyncdl.datatypes.checks import refuse, zone_of
 from asyncdl.datatypes.names import OWN
@@ -99,6 +99,7 @@ class PostgreSQLDialect(SQLDialect):
 
     mark = MARK
     overriding = " OVERRIDING SYSTEM VALUE"
+    shares_parameters = True
     merges = True
 
     def quote(self, name: str) -> str:
@@ -137,6 +138,8 @@ class PostgreSQLDialect(SQLDialect):
     def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
         """Return what turns a column into Python's values."""
         one = _reader(datatype, computed=computed)
+        if one is _read_text:
+            return read_texts
         if one is None:
             return None
         return lambda values: [None if each is None else one(each) for each in values]

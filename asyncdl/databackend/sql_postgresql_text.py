@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 _ODD = re.compile("[\0\1]")
 _STORED = re.compile("\1([\1\2])")
 _ESCAPES = {"\0": "\1\1", "\1": "\1\2"}
 _ESCAPED = {"\1": "\0", "\2": "\1"}
+_TEXTS = {str, type(None)}
 
 
 def store_text(text: str) -> str:
@@ -20,3 +23,10 @@ def store_text(text: str) -> str:
 def read_text(text: str) -> str:
     """Return the text that `store_text` was given."""
     return _STORED.sub(lambda found: _ESCAPED[found[1]], text) if "\1" in text else text
+
+
+def read_texts(values: Sequence[Any]) -> Sequence[Any]:
+    """Return a column of texts as `store_text` was given them; what PostgreSQL has no text for is shown as one."""
+    if set(map(type, values)) <= _TEXTS and not any("\1" in each for each in values if each is not None):
+        return values
+    return [None if each is None else read_text(each if isinstance(each, str) else str(each)) for each in values]

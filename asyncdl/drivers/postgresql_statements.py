@@ -14,7 +14,7 @@ from asyncdl.errors import ClosedError
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
-_ROWS = 2000
+_ROWS = 4096
 _ROWS_IN_A_STEP = (256, 64, 16, 4, 1)
 _BYTES = 2**24
 _PARAMETERS = 32_767
@@ -58,18 +58,23 @@ async def _run_many(driver: Any, statement: Statement) -> int:
         return sum([_affected(await driver.execute(sql, *row)) for row in rows])
     if statement.types and not any(each.endswith("[]") for each in statement.types):
         return await _run_columns(driver, statement, rows)
+    if statement.shared:
+        rows = [(*row, *statement.shared) for row in rows]
     return await _run_rows(driver, statement, rows)
 
 
 async def _run_columns(driver: Any, statement: Statement, rows: Sequence[Row]) -> int:
     """Run an insert with one array for each column: five times faster than a parameter for each value."""
-    arrays = ", ".join(f"{MARK}::{each}[]" for each in statement.types)
-    names = ", ".join(f"column{at}" for at in range(1, len(statement.types) + 1))
-    source = f"SELECT * FROM unnest({arrays}) AS new_rows({names})"  # noqa: S608 - placeholders and types
+    own = len(statement.types) - len(statement.shared)
+    arrays = ", ".join(f"{MARK}::{each}[]" for each in statement.types[:own])
+    names = ", ".join(f"column{at}" for at in range(1, own + 1))
+    same = "".join(f", {MARK}::{each}" for each in statement.types[own:])
+    source = f"SELECT {names}{same} FROM unnest({arrays}) AS new_rows({names})"  # noqa: S608 - placeholders and types
     sql = numbered(statement.sql.replace(f"VALUES {statement.row}", source, 1))
     affected = 0
     for part in _parts(rows):
-        affected += _affected(await driver.execute(sql, *map(list, zip(*part, strict=True))))
+        # what the rows share stands before their arrays in the text
+        affected += _affected(await driver.execute(sql, *statement.shared, *map(list, zip(*part, strict=True))))
     return affected
 
 

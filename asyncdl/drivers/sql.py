@@ -45,6 +45,9 @@ class Statement:
     types
         The SQL types of that row's parameters (of the statement's own, without ``many``), where they tell more than the driver
         can infer.
+    shared
+        With ``many``, the last parameters of every row, which all have in common; only for a driver whose dialect says that it
+        `shares_parameters`. ``row`` and ``types`` include them.
     fetch
         Whether the statement returns rows (a select, or a write with ``RETURNING``).
     expect
@@ -63,6 +66,7 @@ class Statement:
     many: bool = False
     row: str = ""
     types: tuple[str, ...] = ()
+    shared: tuple[Any, ...] = ()
     fetch: bool = False
     expect: int | None = None
     conflict: str = "a condition of the commit did not hold"

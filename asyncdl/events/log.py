@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from asyncdl.errors import ClosedError, EventsTrimmedError, InvalidIdentifierError
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.types import Event
-from asyncdl.metadata.base import DeleteCursor, MetadataStore, MoveCursor
+from asyncdl.metadata.base import DeleteCursor, EventRecord, MetadataStore, MoveCursor
 
 SUBSCRIBER = "subscriber:"
 """What the cursors of named subscriptions begin with."""
 TRIMMED = "events:trimmed"
 """The cursor of the largest ``seq`` that retention has deleted."""
 
-_PAGE = 500
+_FIRST_PAGE, _LARGEST_PAGE = 100, 1000
+_PAGE_BYTES = 4 * 1024 * 1024
+"""What the events of a page may take in the memory, in the text of their fields: some have thousands of ids."""
 _SAVE_EVERY = 100
 """Events between two saves of a durable cursor while more are waiting; it is always saved before waiting."""
 
@@ -42,8 +44,11 @@ class Subscription:
         self._position = position
         """Everything up to here has been dealt with."""
         self._saved = position
-        self._page: list[Event] = []
+        self._head = position
+        """Up to here there are events, as far as is known."""
+        self._page: list[EventRecord] = []
         self._next = 0
+        self._limit = _FIRST_PAGE
         self._closed = False
 
     @property
@@ -71,27 +76,31 @@ class Subscription:
             await self._fill()
         elif self._position - self._saved >= _SAVE_EVERY:
             await self.save()
-        event = self._page[self._next]
+        event = Event.from_record(self._page[self._next])
         self._next += 1
         self._position = max(self._position, event.seq - 1)  # what was passed over need not be read again
         return event
 
     async def _fill(self) -> None:
+        """Read the next page; wait for a commit only when there is none."""
         seen = 0
         while True:
-            seen = await self._store.wait_for_commits(seen, "events")
-            head = await self._store.last_event()
-            while self._position < head:
-                records = await self._store.events(
-                    self._position, types=self._types, topics=self._wanted.topics, limit=_PAGE, up_to=head
-                )
-                if not records or records[0].seq != self._position + 1:
-                    await check_kept(self._store, self._position)
-                events = [event for event in map(Event.from_record, records) if self._wanted.takes_selected(event)]
-                if events:
-                    self._page, self._next = events, 0
-                    return
-                self._position = records[-1].seq if len(records) == _PAGE else head  # nothing up to here was for us
+            if self._position >= self._head:
+                seen = await self._store.wait_for_commits(seen, "events")
+                self._head = await self._store.last_event()
+                if self._position >= self._head:
+                    continue
+            records = await self._store.events(
+                self._position, types=self._types, topics=self._wanted.topics, limit=self._limit, up_to=self._head
+            )
+            if not records or records[0].seq != self._position + 1:
+                await check_kept(self._store, self._position)
+            wanted = self._wanted.among(records)
+            if wanted:
+                self._page, self._next, self._limit = wanted, 0, _next_limit(records)
+                return
+            # nothing up to here was for us
+            self._position = records[-1].seq if len(records) == self._limit else self._head
 
     async def save(self) -> None:
         """Store a named subscription's position now."""
@@ -115,6 +124,12 @@ async def check_kept(store: MetadataStore, since: int) -> None:
             f"setting events_keep says; since={trimmed} reads all that there is",
             trimmed + 1,
         )
+
+
+def _next_limit(page: Sequence[EventRecord]) -> int:
+    """Return how many events to ask for after a page: more after a full one, as many as may be in the memory."""
+    size = 1 + sum([len(record.payload) for record in page]) // len(page)
+    return min(max(10 * len(page), _FIRST_PAGE), _LARGEST_PAGE, max(_PAGE_BYTES // size, 1))
 
 
 class EventLog:

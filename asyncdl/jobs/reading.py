@@ -80,6 +80,7 @@ class Reader:
         self._ahead = ahead
         self._width = len(output().key)
         self._roots = len(output().root)
+        self._missing: int | None = None
 
     def written(self) -> OutputTable | None:
         """Return the table of the listener's outputs, None before there are any."""
@@ -87,12 +88,17 @@ class Reader:
         return output if output.datatype is not None else None
 
     async def count_missing(self) -> int:
-        """Return how many rows have no output."""
-        return await self._databackend.count_missing(self._listener.select, self._outputs, self.written())
+        """Return how many rows have no output, or had none when this was first asked."""
+        if self._missing is None:
+            self._missing = await self._databackend.count_missing(self._listener.select, self._outputs, self.written())
+        return self._missing
 
     async def boundaries(self, size: int) -> list[Row]:
-        """Return the keys that divide the rows without output in parts of so many; none where that cannot be told."""
-        if not isinstance(self._databackend, SplitsScans):
+        """Return the keys that divide the rows without output in parts of so many; none for less than two parts.
+
+        Nor where it cannot be told. Rows are counted first: numbering all of them takes several times as long.
+        """
+        if not isinstance(self._databackend, SplitsScans) or await self.count_missing() < 2 * size:
             return []
         return await self._databackend.boundaries(
             self._listener.select, self._outputs, size=size, missing=self.written()

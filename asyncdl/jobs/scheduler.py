@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Sequence
 
 from asyncdl import codec
 from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, ComponentTuned, Event, EventsTrimmed
+from asyncdl.events.types import ComponentEvent, ComponentTuned, Event, EventsTrimmed, JobSucceeded, OutputsWritten
 from asyncdl.jobs.planner import (
     FEW_FIRST,
     PER_PRIORITY,
@@ -44,14 +46,19 @@ PLANNED_TYPES = sorted(
     {each.__name__ for base in (*PLANNED, ComponentTuned) for each in (base, *base.__subclasses__())}
 )
 """The names of the events that are dealt with; the others are passed over, and need no commit of the cursor."""
+_OUTPUTS, _END = OutputsWritten.__name__, JobSucceeded.__name__
+_LAG = 0.1
+"""Seconds for which the cursor may lie behind a job's outputs that nothing follows from, while the job goes on."""
 _COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
 """What says that the components may be others: also that such an event may have been deleted before it was seen here."""
+_READ = sorted({*PLANNED_TYPES, *_COMPONENTS, _END})
 
 
 class Scheduler:
     """Moves one cursor on the log, which all processes share.
 
-    Jobs and the cursor's move are one commit: of several schedulers one wins each page, and the others read on.
+    Jobs and the cursor's move are one commit: of several schedulers one wins each page, and the others read on. Of a job that
+    writes batch after batch, from which nothing follows, the cursor's moves are few: nobody can wait for them before it ends.
     """
 
     def __init__(self, metadata: MetadataStore, registry: Registry, *, max_attempts: int) -> None:
@@ -62,28 +69,45 @@ class Scheduler:
         self._known = -1
         """The position in the log as of which it was read."""
         self._position: int | None = None
+        """Up to here the log has been read; None: it is to be asked."""
+        self._stored = 0
+        """Where the cursor stands."""
+        self._behind = False
+        """Whether it has not passed all planned events up to there: nothing followed from them."""
+        self._moved = (0.0, (0, 0))
+        """When it was moved, by `time.monotonic`, and the causes of the last event that it passed."""
         self._priorities: dict[str, int] = {}
         """Of the installed listeners, by uuid."""
 
     async def run(self) -> None:
         """Schedule until cancelled."""
         seen = 0
-        self._position = None  # after a failure: from what is stored
+        self._position, self._behind = None, False  # after a failure: from what is stored
         while True:
-            seen = await self._metadata.wait_for_commits(seen, "events")
+            seen = await self._wait(seen)
             while await self.step():
                 pass
 
+    async def _wait(self, seen: int) -> int:
+        """Wait for events, or until the cursor must not lie behind any longer; then move it."""
+        if self._position is None or not self._behind:
+            return await self._metadata.wait_for_commits(seen, "events")
+        try:
+            async with asyncio.timeout(max(self._moved[0] + _LAG - time.monotonic(), 0)):
+                return await self._metadata.wait_for_commits(seen, "events")
+        except TimeoutError:
+            await self._move(self._position, [], self._moved[1])
+            return seen
+
     async def step(self) -> bool:
-        """Plan one page of events; return whether there was one."""
+        """Plan one page of events; return whether there may be another: else a commit will tell of it."""
         if self._position is None:
-            self._position = await self._metadata.cursor(CURSOR) or 0
-        position = self._position
+            self._position = self._stored = await self._metadata.cursor(CURSOR) or 0
         while True:
-            records = await self._metadata.events(position, types=PLANNED_TYPES, limit=_PAGE)
+            records = await self._metadata.events(self._position, types=_READ, limit=_PAGE)
             if not records:
                 return False
-            if not await self._look_at_components(records[-1].seq):
+            if not await self._look_at_components(self._position, records):
                 break  # else what changed may be behind this page, and belongs to it
         plans = [
             each
@@ -93,14 +117,32 @@ class Scheduler:
         plans = without_covered(plans, self._installation)
         await self._prioritize(records)
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
-        try:
-            await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=position))
-        except ConflictError:
-            logger.debug("another process has scheduled the events after %d", position)
-            self._position = None
+        if jobs or not self._may_lie_behind(records):
+            await self._move(records[-1].seq, jobs, (records[-1].first, records[-1].last))
         else:
             self._position = records[-1].seq
-        return True
+            self._behind = self._behind or any(record.type != _END for record in records)
+        return self._position is None or len(records) == _PAGE
+
+    def _may_lie_behind(self, records: Sequence[EventRecord]) -> bool:
+        """Return whether the cursor may wait with passing events from which nothing follows."""
+        planned = [record for record in records if record.type != _END]
+        if len(planned) < len(records):  # a job has ended: who waits for it waits for what it told of, too
+            return not planned and not self._behind
+        moved, causes = self._moved
+        same = all(record.type == _OUTPUTS and (record.first, record.last) == causes for record in planned)
+        return same and time.monotonic() < moved + _LAG
+
+    async def _move(self, to: int, jobs: Sequence[PutJob], causes: tuple[int, int]) -> None:
+        self._behind = False
+        try:
+            await self._metadata.commit(*jobs, MoveCursor(CURSOR, to, expected=self._stored))
+        except ConflictError:
+            logger.debug("another process has scheduled the events after %d", self._stored)
+            self._position = None
+        else:
+            self._position = self._stored = to
+            self._moved = (time.monotonic(), causes)
 
     async def _prioritize(self, records: list[EventRecord]) -> None:
         """Give the jobs of listeners that got another priority theirs: all that were planned before, none is planned meanwhile.
@@ -118,15 +160,18 @@ class Scheduler:
     def _priority(self, target: str, *, few: bool) -> int:
         return PER_PRIORITY * self._priorities.get(target, 0) + (FEW_FIRST if few else 0)
 
-    async def _look_at_components(self, upto: int) -> bool:
+    async def _look_at_components(self, since: int, records: Sequence[EventRecord]) -> bool:
         """Read again what is installed if any component was added, became ready, or went; return whether it was."""
-        if self._known >= 0 and not await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            self._known = max(self._known, upto)
-            return False
-        known = await self._metadata.last_event()
-        self._installation = await self._installed()
-        self._known = known
-        return True
+        changed = self._known < 0 or any(record.type in _COMPONENTS and record.seq > self._known for record in records)
+        if not changed and self._known < since:  # another process planned what came between
+            changed = bool(await self._metadata.events(self._known, types=_COMPONENTS, limit=1))
+        if changed:
+            known = await self._metadata.last_event()
+            self._installation = await self._installed()
+            self._known = known
+        else:
+            self._known = max(self._known, records[-1].seq)
+        return changed
 
     async def _installed(self) -> Installation:
         found = await self._registry.listeners()

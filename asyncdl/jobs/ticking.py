@@ -6,15 +6,15 @@ A cursor of each schedule stands at the time at which it fired last, in microsec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import Schedule
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, EventsTrimmed, ScheduleFired
+from asyncdl.events.types import ScheduleFired
 from asyncdl.metadata.base import AppendEvent, Change, ComponentRecord, MetadataStore, MoveCursor
 
-_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
 _LONGEST = 60.0
 """Seconds after which the clock is looked at again: it may have been set."""
 
@@ -29,20 +29,16 @@ class Ticking:
     async def run(self) -> None:
         """Fire until cancelled."""
         while True:
-            known = await self._metadata.last_event()
+            seen = await self._metadata.wait_for_commits(0, "components")  # as of now: what comes later is looked at
             due = await self.fire(time.time())
-            await self._until(due, known)
+            await self._until(due, seen)
 
-    async def _until(self, due: float | None, known: int) -> None:
+    async def _until(self, due: float | None, seen: int) -> None:
         """Wait until a time, or until the schedules may be others."""
-        seen = 0
         wait = _LONGEST if due is None else min(max(due - time.time(), 0.0), _LONGEST)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
-                while not await self._metadata.events(known, types=_COMPONENTS, limit=1):
-                    seen = await self._metadata.wait_for_commits(seen, "events")
-        except TimeoutError:
-            pass
+                await self._metadata.wait_for_commits(seen, "components")
 
     async def fire(self, now: float) -> float | None:
         """Fire what is due; return when the next is, None if nothing will be."""

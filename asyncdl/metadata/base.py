@@ -236,6 +236,10 @@ class ClaimJob:
 
     So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read. And the cursor
     ``gate``, should there be one of this name, must not stand below 0.
+
+    Note for implementers: because of the gate, a claim takes its turn among the commits on SQL databases. With ``FOR UPDATE
+    SKIP LOCKED`` workers would claim beside each other, several jobs at once, and several times as many a second
+    (``benchmarks/claims.py``); but who closes a gate must not miss a claim that is under way.
     """
 
     id: str
@@ -365,9 +369,9 @@ Change = (
 )
 
 
-Topic = Literal["anything", "events", "work", "completion", "stops"]
-"""What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished; jobs that
-were moved by hand, or whose gate was closed, and, if they run, are to stop."""
+Topic = Literal["anything", "components", "events", "work", "completion", "stops"]
+"""What a waiter for commits cares for: any of them; components that came, went, or changed; events; jobs that can be claimed; the
+end of something unfinished; jobs that were moved by hand, or whose gate was closed, and, if they run, are to stop."""
 
 
 @dataclass(frozen=True, slots=True)

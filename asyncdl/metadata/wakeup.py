@@ -5,9 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from asyncdl.metadata.base import AppendEvent, Change, FinishJob, MoveCursor, PutJob, SetJobState, Topic
+from asyncdl.metadata.base import (
+    AppendEvent,
+    Change,
+    DeleteComponent,
+    FinishJob,
+    MoveCursor,
+    PutComponent,
+    PutJob,
+    SetComponentState,
+    SetComponentStatus,
+    SetJobState,
+    Topic,
+)
 
-TOPICS: tuple[Topic, ...] = ("anything", "events", "work", "completion", "stops")
+TOPICS: tuple[Topic, ...] = ("anything", "components", "events", "work", "completion", "stops")
+_OF_COMPONENTS = (PutComponent, DeleteComponent, SetComponentStatus, SetComponentState)
 
 
 def topics_of(changes: Iterable[Change]) -> set[Topic]:
@@ -16,6 +29,8 @@ def topics_of(changes: Iterable[Change]) -> set[Topic]:
     for change in changes:
         if isinstance(change, AppendEvent):
             topics.add("events")
+        elif isinstance(change, _OF_COMPONENTS):
+            topics.add("components")
         elif isinstance(change, PutJob | SetJobState) or (isinstance(change, FinishJob) and change.state == "pending"):
             topics |= {"work", "completion"}
             if isinstance(change, SetJobState) and change.state != "pending":

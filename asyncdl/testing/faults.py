@@ -225,3 +225,7 @@ class _FaultyFuture(ComputeFuture):
 
     def done(self) -> bool:
         return self._inner is None or self._inner.done()
+
+    @property
+    def took(self) -> float:
+        return 0.0 if self._inner is None else self._inner.took

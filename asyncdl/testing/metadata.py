@@ -137,6 +137,8 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
 
 WAKING: list[tuple[Topic, Change]] = [
     ("anything", SetComponentStatus("child", "ready")),
+    ("components", SetComponentStatus("child", "ready")),
+    ("components", PutComponent(component("another"))),
     ("events", event()),
     ("work", PutJob(job("new"))),
     ("work", SetJobState("done", "pending", ("succeeded",), 15.0)),

@@ -27,7 +27,7 @@ from asyncdl.events.types import (
     RowsUpdated,
     UnknownEvent,
 )
-from asyncdl.metadata.base import AppendEvent
+from asyncdl.metadata.base import AppendEvent, EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 pytestmark = pytest.mark.anyio
@@ -347,3 +347,42 @@ async def test_closing_the_store_ends_a_subscription_that_waits(tmp_path: Path) 
     await store.aclose()
     with pytest.raises(ClosedError):
         await task
+
+
+class Watched(SQLMetadataStore):
+    """One that notes how much it returned."""
+
+    def __init__(self, database: SQLiteDatabase) -> None:
+        super().__init__(database)
+        self.pages: list[int] = []
+
+    async def events(self, after: int, **narrowed: Any) -> list[EventRecord]:
+        found = await super().events(after, **narrowed)
+        self.pages.append(sum(len(record.payload) for record in found))
+        return found
+
+
+@pytest.mark.parametrize(("count", "size"), [(3000, 1), (400, 100_000)])
+async def test_pages_are_of_many_small_events_and_of_few_large_ones(tmp_path: Path, count: int, size: int) -> None:
+    store = Watched(SQLiteDatabase(tmp_path / "meta.db"))
+    await store.open()
+    try:
+        order = OrderPlaced(shop="x", lines=["x" * size]).change()
+        for _ in range(count // 100):
+            await store.commit(*[order] * 100)
+        async with EventLog(store).subscribe(since=0) as events:
+            assert [event.seq for event in await take(events, count)] == list(range(1, count + 1))
+        # the first page is of a hundred, whatever they are; those behind it are of 4 MB, or of a thousand
+        assert max(store.pages[1:]) <= 4 * 1024 * 1024
+        assert len(store.pages) == (4 if size == 1 else 9)
+    finally:
+        await store.aclose()
+
+
+async def test_what_is_published_while_a_page_is_read_follows_it(log: EventLog) -> None:
+    await publish(log, 150)  # a first page, and half of a second
+    async with log.subscribe(since=0) as events:
+        await take(events, 120)
+        late = await log.publish(inserted(150))
+        assert [event.seq for event in await take(events, 31)] == list(range(121, 152))
+        assert events.position == late.seq - 1
