@@ -58,12 +58,34 @@ class ReflectedColumn:
     default: bool = False
 
 
-class SQLDialect(ABC):
-    """One database's SQL.
+class Storage(ABC):
+    """How a database stores values.
 
-    Note for implementers: what `to_storage` makes of two values must compare in the database as the values do, with what
-    `compile` makes of expressions and literals of their datatype.
+    Note for implementers: what `to_storage` makes of two values must compare in the database as the values do, with what is
+    made of expressions and literals of their datatype.
     """
+
+    @abstractmethod
+    def to_storage(self, datatype: Parsed) -> ToStorage | None:
+        """Return what turns a checked value into what the driver takes; None: the driver takes it as it is."""
+
+    @abstractmethod
+    def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
+        """Return what turns a column into Python's values; None: the driver returns them.
+
+        Parameters
+        ----------
+        computed
+            Whether the database made the values from others, in a query.
+        """
+
+    @abstractmethod
+    def dtype(self, datatype: Parsed) -> str:
+        """Return how ibis is told of a column."""
+
+
+class SQLDialect(Storage):
+    """One database's SQL."""
 
     mark = "?"
     """The placeholder of a parameter."""
@@ -100,24 +122,6 @@ class SQLDialect(ABC):
     def value_type(self, datatype: Parsed) -> str:
         """Return the SQL type of a parameter, "" where the driver does not need it."""
         return ""
-
-    @abstractmethod
-    def to_storage(self, datatype: Parsed) -> ToStorage | None:
-        """Return what turns a checked value into what the driver takes; None: the driver takes it as it is."""
-
-    @abstractmethod
-    def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
-        """Return what turns a column into Python's values; None: the driver returns them.
-
-        Parameters
-        ----------
-        computed
-            Whether the database made the values from others, in a query.
-        """
-
-    @abstractmethod
-    def dtype(self, datatype: Parsed) -> str:
-        """Return how ibis is told of a column."""
 
     @abstractmethod
     def compile(self, expression: Any) -> str:

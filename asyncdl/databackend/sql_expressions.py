@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.databackend.base import OutputTable
-from asyncdl.databackend.sql_dialect import SQLDialect, StoredTable
+from asyncdl.databackend.sql_dialect import Storage, StoredTable
 from asyncdl.datatypes import normalize, parse
 from asyncdl.errors import ComponentNotFoundError, DatatypeError, QueryError, TableNotFoundError
 
@@ -57,9 +57,7 @@ class QueryCatalog:
         Its listeners' output tables, by identifier.
     """
 
-    def __init__(
-        self, dialect: SQLDialect, tables: Mapping[str, StoredTable], outputs: Mapping[str, OutputTable]
-    ) -> None:
+    def __init__(self, dialect: Storage, tables: Mapping[str, StoredTable], outputs: Mapping[str, OutputTable]) -> None:
         self._dialect = dialect
         self._tables = tables
         self._outputs = outputs

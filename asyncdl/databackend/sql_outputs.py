@@ -7,6 +7,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from asyncdl.databackend.base import Key, Outputs, OutputTable, TableSchema
+from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE, output_columns
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import parse
@@ -36,7 +37,7 @@ class OutputWriter:
         The table; its datatype is known.
     """
 
-    def __init__(self, values: Values, table: OutputTable) -> None:
+    def __init__(self, values: Values[SQLDialect], table: OutputTable) -> None:
         self._values = values
         self._dialect = values.dialect
         self.table = table
@@ -284,7 +285,9 @@ class OutputWriter:
         )
 
 
-def listed(values: Values, key: Mapping[str, str], ids: Sequence[Key], of: str = "") -> Iterator[tuple[str, list[Any]]]:
+def listed(
+    values: Values[SQLDialect], key: Mapping[str, str], ids: Sequence[Key], of: str = ""
+) -> Iterator[tuple[str, list[Any]]]:
     """Yield conditions with their parameters, which together are true of the rows with these keys."""
     if not ids:
         return

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
-from asyncdl.drivers.duckdb_values import execute, rows_of, run, translate
+from asyncdl.drivers.arrow_rows import Pages, rows_of
+from asyncdl.drivers.duckdb_values import execute, run, translate
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import ClosedError, ConfigurationError, StoreTimeoutError, StoreUnavailableError
 
@@ -415,7 +416,7 @@ class DuckDBDatabase(SQLDatabase):
             cursor = await self._read(lambda raw: self._prepared(raw.cursor()))
             try:
                 reader = await self._read(lambda raw: execute(raw, sql, params).to_arrow_reader(size), cursor)
-                pages = _Pages(reader, size)
+                pages = Pages(reader, size)
                 while len(rows := await self._read(lambda _: pages.next(), cursor)) == size:
                     yield rows
             finally:
@@ -436,26 +437,6 @@ class DuckDBDatabase(SQLDatabase):
     async def version(self) -> int:
         """Return a constant: nobody else writes, and no metadata are here that anybody would wait for."""
         return 0
-
-
-class _Pages:
-    """Cuts a stream of Arrow batches into pages of rows."""
-
-    def __init__(self, reader: Any, size: int) -> None:
-        self._reader = reader
-        self._size = size
-        self._rows: list[Row] = []
-
-    def next(self) -> list[Row]:
-        """Return the next page; one that is not full is the last."""
-        while len(self._rows) < self._size:
-            try:
-                batch = self._reader.read_next_batch()
-            except StopIteration:
-                break
-            self._rows += rows_of(batch)
-        page, self._rows = self._rows[: self._size], self._rows[self._size :]
-        return page
 
 
 def _ignored(future: asyncio.Future[Any]) -> None:
