@@ -108,7 +108,7 @@ class SQLDialect(Storage):
     largest_list = 512
     """How many keys one statement names at most."""
 
-    def opened(self, database: SQLDatabase) -> None:  # noqa: B027 - most need nothing
+    def opened(self, database: SQLDatabase) -> None:
         """Take note of what server it is."""
 
     @abstractmethod
@@ -127,7 +127,7 @@ class SQLDialect(Storage):
     def compile(self, expression: Any) -> str:
         """Return an ibis expression's SQL; takes milliseconds."""
 
-    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:  # noqa: B027 - most need nothing
+    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:
         """Make known to the database what functions a compiled query calls; most databases have them all."""
 
     @abstractmethod

@@ -117,7 +117,7 @@ class _Lineage:
         stored = self._of_relation(relation, name)
         if stored is not None:
             return ResultColumn(name, stored, False)
-        return ResultColumn(name, _datatype_of(relation.schema[name]), True)
+        return ResultColumn(name, datatype_of(relation.schema[name]), True)
 
     def _of_relation(self, relation: Any, name: str) -> str | None:
         """Return the datatype of a column that is stored somewhere as it is, None for one that is computed."""
@@ -151,7 +151,8 @@ class _Lineage:
         return None
 
 
-def _datatype_of(dtype: Any) -> str:
+def datatype_of(dtype: Any) -> str:
+    """Return the datatype of a column by its type in ibis."""
     try:
         return normalize(str(dtype))
     except DatatypeError:

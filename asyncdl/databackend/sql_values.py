@@ -29,7 +29,7 @@ class Values(Generic[S_co]):
         How asyncdl's own become bytes.
     """
 
-    def __init__(self, dialect: S, datatypes: Datatypes) -> None:
+    def __init__(self, dialect: S_co, datatypes: Datatypes) -> None:
         self.dialect = dialect
         self.datatypes = datatypes
         self._decoder = lru_cache(maxsize=512)(self._make_decoder)

@@ -7,7 +7,6 @@ stream has a connection of its own, unless the database lives in its connection.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -29,8 +28,6 @@ from asyncdl.errors import (
 from asyncdl.settings import redact
 
 T = TypeVar("T")
-Make = Callable[[Any, Any], Any]
-"""Returns an ibis expression, given ibis' connection and the module ibis."""
 
 _STREAMS = 8
 _WAIT = 30.0
@@ -202,18 +199,14 @@ class IbisDatabase:
             return StoreTimeoutError(message)
         if isinstance(error, ConnectionError) or not names.isdisjoint(_AWAY):
             return StoreUnavailableError(message)
-        if isinstance(error, (IbisError, SqlglotError, NotImplementedError, KeyError)) or not names.isdisjoint(_REFUSED):
+        if isinstance(error, (IbisError, SqlglotError, NotImplementedError, KeyError)) or not names.isdisjoint(
+            _REFUSED
+        ):
             return QueryError(message)
         return StoreError(message)
 
-    async def stream(self, make: Callable[[Any], Any], *, size: int) -> AsyncIterator[list[Row]]:
-        """Run an ibis table expression and yield its rows in lists of at most ``size``, holding few of them.
-
-        Parameters
-        ----------
-        make
-            Returns the expression, given ibis' connection, on its thread.
-        """
+    async def stream(self, expression: Any, *, size: int) -> AsyncIterator[list[Row]]:
+        """Run an ibis table expression and yield its rows in lists of at most ``size``, holding few of them."""
         self._opened()
         try:
             await asyncio.wait_for(self._streams.acquire(), _WAIT)
@@ -223,7 +216,7 @@ class IbisDatabase:
         ended = False
         try:
             owner = await self._reader()
-            pages = await owner.call(self._translated(lambda raw: Pages(_batches(raw, make(raw), size), size)))
+            pages = await owner.call(self._translated(lambda raw: Pages(_batches(raw, expression, size), size)))
             while len(rows := await owner.call(self._translated(lambda _: pages.next()))) == size:
                 yield rows
             ended = True
