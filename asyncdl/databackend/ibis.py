@@ -25,6 +25,7 @@ from asyncdl.databackend.base import (
     Written,
 )
 from asyncdl.databackend.ibis_catalog import IbisCatalog
+from asyncdl.databackend.ibis_literals import with_plain_literals
 from asyncdl.databackend.ibis_outputs import IbisOutputs
 from asyncdl.databackend.ibis_values import IbisStorage, IbisValues, NativeStorage
 from asyncdl.databackend.ibis_writes import LISTED, IbisWriter, fetched
@@ -130,6 +131,7 @@ class IbisDataBackend(DataBackend):
         catalog = self._catalog.snapshot(raw, query.tables(), outputs, planned)
         try:
             built = query.build(catalog)
+            built = Built(with_plain_literals(built.expression), built.key)
             return built, result_columns(built.expression, catalog)
         except (IbisError, NotImplementedError) as error:
             raise QueryError(f"{self.url} cannot run this query: {type(error).__name__}: {error}") from error

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
+from asyncdl.databackend.base import Built, Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.ibis_catalog import IbisCatalog, IbisTable, arrow
+from asyncdl.databackend.ibis_literals import with_plain_literals
 from asyncdl.databackend.ibis_values import IbisValues
 from asyncdl.databackend.sql_expressions import keyed_value, result_columns
 from asyncdl.databackend.sql_rows import (
@@ -176,6 +177,7 @@ class IbisWriter:
         if where is None:
             return expression
         built = where.build(self._catalog.snapshot(raw, where.tables(), outputs))
+        built = Built(with_plain_literals(built.expression), built.key)
         if len(built.key) < len(key):
             raise QueryError(
                 f"the rows of an update or delete are found by their key ({', '.join(key)}), which the query does not keep"
@@ -216,7 +218,7 @@ class IbisWriter:
             stored = self._values(table).encode_one(datatype, change, f"column {name!r}")
             return lambda _: stored
         catalog = self._catalog.snapshot(raw, change.tables(), outputs)
-        expression = keyed_value(change.build(catalog).expression, key, "value")
+        expression = with_plain_literals(keyed_value(change.build(catalog).expression, key, "value"))
         value = result_columns(expression, catalog)[-1]
         if not fits(value.datatype, datatype):
             raise DatatypeError(

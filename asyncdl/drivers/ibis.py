@@ -43,7 +43,8 @@ _WITHIN = frozenset({"polars", "datafusion", "pyspark"})
 """Databases that live in their connection."""
 _AWAY = ("OperationalError", "InterfaceError", "ServiceUnavailable", "TransportError")
 """How drivers call the error of a server that cannot be reached: their classes have no ancestor in common (PEP 249)."""
-_REFUSED = ("ProgrammingError", "DataError", "NotSupportedError", "DatabaseError", "StreamFailureError")
+_REFUSED = ("ProgrammingError", "DataError", "NotSupportedError", "DatabaseError", "StreamFailureError", "ArrowInvalid")
+"""... of a statement that the server refused, or whose rows are not what they were expected to be."""
 
 
 class _Owner:
@@ -195,13 +196,13 @@ class IbisDatabase:
 
         message = f"{self.url}: {redact(str(error)) or type(error).__name__}"
         names = {each.__name__ for each in type(error).__mro__}
+        if isinstance(error, (IbisError, SqlglotError, NotImplementedError)) or type(error).__name__ in _REFUSED:
+            return QueryError(message)
         if isinstance(error, TimeoutError):
             return StoreTimeoutError(message)
         if isinstance(error, ConnectionError) or not names.isdisjoint(_AWAY):
             return StoreUnavailableError(message)
-        if isinstance(error, (IbisError, SqlglotError, NotImplementedError, KeyError)) or not names.isdisjoint(
-            _REFUSED
-        ):
+        if not names.isdisjoint(_REFUSED):
             return QueryError(message)
         return StoreError(message)
 

@@ -115,8 +115,17 @@ class ReplacingChanges(StatementChanges):
 
     def create(self, raw: Any, table: str, schema: Any, key: Sequence[str], stamp: str = "") -> None:
         """Create a table in which rows replace those of the same key."""
+        import sqlglot.expressions as sge  # noqa: PLC0415 - heavy
+
+        columns = schema.to_sqlglot_column_defs(raw.dialect)
+        for column in columns:
+            for kind in column.find_all(sge.DataType):
+                if kind.this == sge.DataType.Type.DATE:  # ends in 2149
+                    kind.set("this", sge.DataType.Type.DATE32)
+        defined = ", ".join(each.sql(raw.dialect) for each in columns)
         engine = f"ReplacingMergeTree({stamp})" if key else "MergeTree"
-        raw.create_table(table, schema=schema, engine=engine, order_by=[quoted(raw, name) for name in key])
+        order = ", ".join(quoted(raw, name) for name in key)
+        run(raw, f"CREATE TABLE {quoted(raw, table)} ({defined}) ENGINE = {engine} ORDER BY ({order})")
 
     def replace(self, raw: Any, table: Any, key: Sequence[str], rows: Any, changed: Sequence[str]) -> None:
         """Insert the rows anew, where that replaces those that are there."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from datetime import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ def run(folder: Path, *statements: str) -> list[tuple[Any, ...]]:
 
 
 class TestIbisDataBackendOnClickHouse(DataBackendTests):
+    years = (1900, 2299)
+    as_text = (Decimal, time, bytes)
+
     def make_backend(self, where: Path, datatypes: Datatypes) -> IbisDataBackend:
         return IbisDataBackend(IbisDatabase(uri(where)), datatypes)
 
