@@ -306,7 +306,7 @@ _IBIS = (
     _ibis_kind("SingleStore", "singlestoredb://user:password@localhost:3306/app", _UNTRIED),
     _ibis_kind("Exasol", "exasol://user:password@localhost:8563/schema", _UNTRIED),
     _ibis_kind("Druid", "druid://localhost:8082/druid/v2/sql", "none: it is read only; not tried here"),
-    _ibis_kind("DataFusion", "datafusion://", "inserts; not tried here"),
+    _ibis_kind("DataFusion", "datafusion://", "all; in memory, each rewrites its table; not tried here"),
     _ibis_kind("Spark", "pyspark://", _UNTRIED),
 )
 

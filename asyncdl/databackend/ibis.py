@@ -28,7 +28,7 @@ from asyncdl.databackend.ibis_catalog import IbisCatalog
 from asyncdl.databackend.ibis_literals import with_plain_literals
 from asyncdl.databackend.ibis_outputs import IbisOutputs
 from asyncdl.databackend.ibis_values import IbisStorage, IbisValues, NativeStorage
-from asyncdl.databackend.ibis_writes import LISTED, IbisWriter, fetched
+from asyncdl.databackend.ibis_writes import LISTED, IbisWriter, fetched, named
 from asyncdl.databackend.sql_expressions import ResultColumn, result_columns, without_order
 from asyncdl.databackend.warmup import load_ibis
 from asyncdl.datatypes import Datatypes
@@ -160,7 +160,7 @@ class IbisDataBackend(DataBackend):
             names = tuple(each.name for each in columns)
             decode = self._values.rows([(each.name, each.datatype, each.computed) for each in columns])
             try:
-                async with aclosing(self.database.stream(expression, size=size)) as batches:  # type: ignore[type-var]
+                async with aclosing(self.database.stream(named(expression), size=size)) as batches:  # type: ignore[type-var]
                     async for rows in batches:
                         yield names, await asyncio.to_thread(decode, rows) if decode is not None else rows
                         yielded = True
@@ -205,8 +205,9 @@ class IbisDataBackend(DataBackend):
         return IbisOutputs(self.database, self._catalog, self._values, self._writer, table)
 
     def _rows(self, raw: Any, expression: Any, columns: Sequence[ResultColumn]) -> list[Row]:
-        # by their places: a select's column may be there as key and as value
-        rows = fetched(raw, expression.select(**{f"c{at}": expression[each.name] for at, each in enumerate(columns)}))
+        # by their places: a column may be asked for as key and as value
+        asked = {f"c{at}": expression[each.name] for at, each in enumerate(columns)}
+        rows = fetched(raw, expression.select(**asked))
         decode = self._values.rows([(each.name, each.datatype, each.computed) for each in columns])
         return decode(rows) if decode is not None else rows
 

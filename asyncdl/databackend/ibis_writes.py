@@ -254,5 +254,10 @@ def decoded_keys(values: IbisValues, schema: TableSchema, keys: list[Row]) -> li
 
 def fetched(raw: Any, expression: Any) -> list[Row]:
     """Return all rows of an ibis table."""
-    table = raw.to_pyarrow(expression)
+    table = raw.to_pyarrow(named(expression))
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def named(expression: Any) -> Any:
+    """Return an ibis table such that its SQL names each column: ``SELECT *`` would give others in their place."""
+    return expression.select(**{f"c{at}": expression[name] for at, name in enumerate(expression.columns)})

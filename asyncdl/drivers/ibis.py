@@ -31,7 +31,11 @@ T = TypeVar("T")
 
 _STREAMS = 8
 _WAIT = 30.0
-_CHANGES: Mapping[str, type[Changes]] = {"clickhouse": ReplacingChanges, "polars": RewritingChanges}
+_CHANGES: Mapping[str, type[Changes]] = {
+    "clickhouse": ReplacingChanges,
+    "polars": RewritingChanges,
+    "datafusion": RewritingChanges,
+}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     # Rows that a newer one replaces are not shown; writes that ClickHouse would do later are done when they return; and
     # what a join does not find is NULL.
@@ -198,6 +202,8 @@ class IbisDatabase:
         names = {each.__name__ for each in type(error).__mro__}
         if isinstance(error, (IbisError, SqlglotError, NotImplementedError)) or type(error).__name__ in _REFUSED:
             return QueryError(message)
+        if self.within and isinstance(error, KeyError):
+            return QueryError(f"{self.url}: there is no {error}")
         if isinstance(error, TimeoutError):
             return StoreTimeoutError(message)
         if isinstance(error, ConnectionError) or not names.isdisjoint(_AWAY):

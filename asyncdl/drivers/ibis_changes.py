@@ -163,7 +163,14 @@ class RewritingChanges(Changes):
         import pyarrow as pa  # noqa: PLC0415 - heavy
 
         schema = table.schema().to_pyarrow()
-        whole = pa.concat_tables([part.select(schema.names).cast(schema) for part in parts])
+        given = [
+            [
+                part[each.name].cast(each.type) if each.name in part.column_names else pa.nulls(len(part), each.type)
+                for each in schema
+            ]
+            for part in parts
+        ]
+        whole = pa.concat_tables([pa.table(columns, schema=schema) for columns in given])
         raw.create_table(table.get_name(), whole, overwrite=True)
 
 
