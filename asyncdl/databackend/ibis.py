@@ -206,8 +206,7 @@ class IbisDataBackend(DataBackend):
 
     def _rows(self, raw: Any, expression: Any, columns: Sequence[ResultColumn]) -> list[Row]:
         # by their places: a column may be asked for as key and as value
-        asked = {f"c{at}": expression[each.name] for at, each in enumerate(columns)}
-        rows = fetched(raw, expression.select(**asked))
+        rows = fetched(raw, expression.select(**{f"c{at}": expression[each.name] for at, each in enumerate(columns)}))
         decode = self._values.rows([(each.name, each.datatype, each.computed) for each in columns])
         return decode(rows) if decode is not None else rows
 

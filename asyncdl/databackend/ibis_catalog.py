@@ -224,7 +224,8 @@ def arrow(table: IbisTable, columns: Mapping[str, Any]) -> Any:
     import ibis  # noqa: PLC0415 - loaded when a database is opened
     import pyarrow as pa  # noqa: PLC0415
 
-    schema = ibis.schema({name: table.dtypes[name] for name in columns}).to_pyarrow()
+    dtypes = {name: "string" if table.dtypes[name].endswith("uuid") else table.dtypes[name] for name in columns}
+    schema = ibis.schema(dtypes).to_pyarrow()
     try:
         return pa.table([pa.array(values, schema.field(name).type) for name, values in columns.items()], schema=schema)
     except (pa.ArrowException, OverflowError) as error:

@@ -99,7 +99,9 @@ class NativeStorage(IbisStorage):
 
     def to_storage(self, datatype: Parsed) -> ToStorage | None:
         """Return what turns a checked value into what Arrow takes."""
-        return _to_json if datatype.kind == "json" else None
+        if datatype.kind == "json":
+            return _to_json
+        return str if datatype.kind == "uuid" else None
 
 
 class IbisValues(Values[IbisStorage]):

@@ -259,5 +259,10 @@ def fetched(raw: Any, expression: Any) -> list[Row]:
 
 
 def named(expression: Any) -> Any:
-    """Return an ibis table such that its SQL names each column: ``SELECT *`` would give others in their place."""
-    return expression.select(**{f"c{at}": expression[name] for at, name in enumerate(expression.columns)})
+    """Return an ibis table such that its SQL names each column: ``SELECT *`` would give others in their place.
+
+    UUIDs become texts, since what ibis makes of ClickHouse's does not go into Arrow.
+    """
+    columns = [expression[name] for name in expression.columns]
+    texts = [each.cast("string") if each.type().is_uuid() else each for each in columns]
+    return expression.select(**{f"c{at}": each for at, each in enumerate(texts)})
