@@ -24,6 +24,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.duckdb import DuckDBDatabase
 from asyncdl.drivers.frames import FramesDatabase
+from asyncdl.drivers.frames_tables import SUFFIXES
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
@@ -186,8 +187,15 @@ def _duckdb(uri: str) -> Maker:
 
 
 def _frames(uri: str) -> Maker:
-    folder = Path(unquote(uri.partition("://")[2]) or ".")
-    return lambda stack: FramesDatabase(folder)
+    rest, _, options = uri.partition("://")[2].partition("?")
+    given = dict(parse_qsl(options, keep_blank_values=True))
+    suffix = f".{given.pop('format', 'parquet')}"
+    if given or suffix not in SUFFIXES:
+        raise ConfigurationError(
+            f"{uri!r}: its one option is the format of new tables' files, ?format=parquet or ?format=csv"
+        )
+    folder = Path(unquote(rest) or ".")
+    return lambda stack: FramesDatabase(folder, suffix)
 
 
 def _mongodb(uri: str) -> Maker:

@@ -131,7 +131,7 @@ async def test_what_a_database_cannot_do_is_told(tmp_path: Path) -> None:
     await backend.open()
     few = table("few")
     for write in (few.insert([{"id": 2, "x": 2}]), few.update({"x": 3}, where=few.id == 1), few.delete(where=True)):
-        with pytest.raises((QueryError, StoreError), match="rows.duckdb"):
+        with pytest.raises((QueryError, StoreError), match=r"rows\.duckdb"):
             async with backend.transaction() as tx:
                 await backend.write(write.request(), {}, tx)
     assert run(tmp_path, "SELECT * FROM rows") == [(1, 1)]
