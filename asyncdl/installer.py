@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,7 +164,7 @@ class Installer:
             fingerprint=each.declaration.fingerprint,
             status=status,
             data=encode_data(each.declaration.fields, children),
-            created=time.time(),
+            created=self._metadata.clock.now(),
             state=state,
         )
         draft.records[each.identity] = record
@@ -308,7 +307,7 @@ class Installer:
     async def _commit_removal(
         self, records: Sequence[ComponentRecord], jobs: Sequence[str], announced: Sequence[Change]
     ) -> None:
-        now = time.time()
+        now = self._metadata.clock.now()
         changes: list[Change] = [
             SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
         ]

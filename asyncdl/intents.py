@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -34,7 +33,7 @@ class Intents:
             id=uuid4().hex,
             payload=codec.dumps({"kind": kind, **details}).decode(),
             owner=_this_process(),
-            created=time.time(),
+            created=self._metadata.clock.now(),
         )
         self._mine.add(record.id)
         return PutIntent(record), DeleteIntent(record.id)
@@ -67,7 +66,7 @@ class Intents:
         if record.owner == _this_process():
             return record.id in self._mine
         if host != platform.node():
-            return time.time() - record.created < _ABROAD
+            return self._metadata.clock.now() - record.created < _ABROAD
         return _started(int(pid)) == started
 
 

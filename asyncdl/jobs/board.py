@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -111,7 +110,7 @@ class Jobs:
 
     async def _move(self, job: str, state: JobState, among: tuple[JobState, ...]) -> None:
         found = await self.get(job)
-        changes = [SetJobState(job, state, among, time.time())]
+        changes = [SetJobState(job, state, among, self._metadata.clock.now())]
         event = JobCancelled(job=job, kind=found.kind, target=found.target).change(found.first, found.last)
         try:
             await self._metadata.commit(*changes, *([event] if state == "cancelled" else []))

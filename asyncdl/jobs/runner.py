@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 import traceback
 import uuid
 from collections.abc import Sequence
@@ -89,7 +88,7 @@ class Runner:
             while True:
                 self._room.clear()
                 try:
-                    now = time.time()  # one for both: what becomes due between two looks would be seen by neither
+                    now = self._now()  # one for both: what becomes due between two looks would be seen by neither
                     claimed = await self._claim(group, now)
                     due = None if claimed else await self._stores.metadata.next_due(now)
                 except StoreError:
@@ -101,7 +100,7 @@ class Runner:
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
-        timeout = None if due is None else max(due - time.time(), 0.01)
+        timeout = None if due is None else max(due - self._now(), 0.01)
         commit = asyncio.ensure_future(self._stores.metadata.wait_for_commits(seen, "work"))
         room = asyncio.ensure_future(self._room.wait())
         try:
@@ -110,6 +109,9 @@ class Runner:
         finally:
             commit.cancel()
             room.cancel()
+
+    def _now(self) -> float:
+        return self._stores.metadata.clock.now()
 
     async def drain(self) -> None:
         """Claim no more jobs, and wait until those that run have ended."""
@@ -169,7 +171,7 @@ class Runner:
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
-            await self._end(job, FinishJob(job.id, self.owner, "cancelled", time.time(), error=str(error)))
+            await self._end(job, FinishJob(job.id, self.owner, "cancelled", self._now(), error=str(error)))
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(job))
             raise
@@ -208,7 +210,7 @@ class Runner:
         event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done)
         conclusion = await work.conclude()
         changes: list[Change] = [
-            FinishJob(job.id, self.owner, "succeeded", time.time()),
+            FinishJob(job.id, self.owner, "succeeded", self._now()),
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
@@ -222,7 +224,7 @@ class Runner:
         logger.warning("job %s waits for a store that is unavailable: %s", job.id, error)
         wait = self._options.backoff
         while True:
-            now = time.time()
+            now = self._now()
             text = str(error).replace("\0", "\\0")
             back = FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait, refund=True)
             try:
@@ -235,7 +237,7 @@ class Runner:
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
-        now = time.time()
+        now = self._now()
         if job.attempts < job.max_attempts and not isinstance(error, QueueDeadlineError):
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
             logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
@@ -252,7 +254,7 @@ class Runner:
         await self._end(job, *changes)
 
     async def _give_back(self, job: JobRecord) -> None:
-        await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
+        await self._end(job, FinishJob(job.id, self.owner, "pending", self._now(), refund=True))
 
     async def _commit(self, *changes: Change, joining: Any = None) -> bool:
         """Commit a job's end; return whether it was still ours to end."""
@@ -275,11 +277,12 @@ class Runner:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""
         seen, renew = 0, 0.0
         while True:
-            seen = await self._stopping(seen, renew - time.time())
+            seen = await self._stopping(seen, renew - self._now())
             ids = list(self._running)
             try:
-                if time.time() >= renew:
-                    renew = time.time() + self._options.lease / 3
+                if self._now() >= renew:
+                    await self._stores.metadata.clock.set()
+                    renew = self._now() + self._options.lease / 3
                     await self._renew(ids)
                 held = await self._held(ids)
             except StoreError:
@@ -304,7 +307,7 @@ class Runner:
 
     async def _renew(self, ids: list[str]) -> None:
         if ids:
-            until = time.time() + self._options.lease
+            until = self._now() + self._options.lease
             await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
             for lease in filter(None, map(self._leases.get, ids)):
                 lease.until = until

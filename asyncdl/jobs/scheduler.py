@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 
 from asyncdl import codec
@@ -110,7 +109,7 @@ class Scheduler:
             payload=codec.dumps(payload).decode(),
             first=each.first,
             last=each.last,
-            created=time.time(),
+            created=self._metadata.clock.now(),
             max_attempts=self._max_attempts,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,

@@ -6,7 +6,6 @@ A cursor of each schedule stands at the time at which it fired last, in microsec
 from __future__ import annotations
 
 import asyncio
-import time
 
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import Schedule
@@ -30,13 +29,13 @@ class Ticking:
         """Fire until cancelled."""
         while True:
             known = await self._metadata.last_event()
-            due = await self.fire(time.time())
+            due = await self.fire(self._metadata.clock.now())
             await self._until(due, known)
 
     async def _until(self, due: float | None, known: int) -> None:
         """Wait until a time, or until the schedules may be others."""
         seen = 0
-        wait = _LONGEST if due is None else min(max(due - time.time(), 0.0), _LONGEST)
+        wait = _LONGEST if due is None else min(max(due - self._metadata.clock.now(), 0.0), _LONGEST)
         try:
             async with asyncio.timeout(wait):
                 while not await self._metadata.events(known, types=_COMPONENTS, limit=1):

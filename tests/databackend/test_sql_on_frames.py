@@ -210,8 +210,7 @@ async def test_a_fault_at_each_operation_on_files_loses_nothing(tmp_path: Path, 
         a, b = table("a"), table("b")
         try:
             await write(backend, a.update({"x": 1}, where=a.id == 1), b.update({"x": 1}, where=b.id == 1))
-        except StoreError as error:
-            assert isinstance(error, StoreUnavailableError)
+        except StoreUnavailableError:
             told.append(False)
         else:
             told.append(True)
