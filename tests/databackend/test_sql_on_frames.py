@@ -195,6 +195,7 @@ class Failing(FileOperations):
         super().delete(path)
 
 
+@pytest.mark.timeout(300)  # some sixty folders, each flushed to the disk
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 @pytest.mark.parametrize("stays", [False, True])
 async def test_a_fault_at_each_operation_on_files_loses_nothing(tmp_path: Path, suffix: str, stays: bool) -> None:
