@@ -170,7 +170,7 @@ class Shifted:
         self.asked = 0
 
     async def time(self) -> float:
-            self.asked += 1
+        self.asked += 1
         return time.time() + self.seconds
 
 
