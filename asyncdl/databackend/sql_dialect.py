@@ -169,6 +169,14 @@ class SQLDialect(Storage):
         """
         return []
 
+    def collations(self, table: str, columns: Sequence[str]) -> Sequence[str]:
+        """Return in which collation each column is that the database would not compare with asyncdl's texts, "" for others."""
+        return [""] * len(columns)
+
+    def collated(self, value: str, collation: str) -> str:
+        """Return an expression as it compares in a collation, "" for that of asyncdl's own tables."""
+        return value
+
     # what most have in common
 
     def quoted(self, names: Sequence[str], of: str = "") -> str:
