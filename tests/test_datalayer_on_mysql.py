@@ -58,7 +58,8 @@ async def test_texts_in_another_collation_are_keys(mysql: Server, tmp_path: Path
     """Of two binary collations MySQL chooses neither (error 1267); asyncdl's texts are in one of them."""
     url, artifacts = mysql.url(tmp_path), f"filesystem://{tmp_path / 'artifacts'}"
     mysql.run(
-        f"CREATE TABLE texts (part INT, code VARCHAR(50), text TEXT, PRIMARY KEY (part, code)) CHARACTER SET {kind}", url=url
+        f"CREATE TABLE texts (part INT, code VARCHAR(50), text TEXT, PRIMARY KEY (part, code)) CHARACTER SET {kind}",
+        url=url,
     )
     mysql.run("INSERT INTO texts VALUES (1, 'a', 'one two'), (1, 'b', 'three'), (2, 'a', '')", url=url)
     async with asyncdl.connect(url, artifact_store=artifacts) as db:
