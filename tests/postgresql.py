@@ -172,20 +172,8 @@ class EmbeddedServer:
             self._port = free.getsockname()[1]
         self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
 
-    def start(self, *more: str) -> None:
-        options = [
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(self._port),
-            "-k",
-            "",
-            "-c",
-            "fsync=off",
-            "-c",
-            "max_connections=200",
-            *more,
-        ]
+    def start(self) -> None:
+        options = ["-h", "127.0.0.1", "-p", str(self._port), "-k", "", "-c", "fsync=off", "-c", "max_connections=200"]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, *options],

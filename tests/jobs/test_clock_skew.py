@@ -110,6 +110,8 @@ async def test_a_job_that_runs_is_left_to_whoever_runs_it_until_that_dies(worker
     """To a process whose clock is ahead every lease would seem to have run out, to one that is behind none would for hours."""
     async with workers.writer() as db:
         t = db["numbers"]
+        await db.execute(t.insert({"id": 0, "x": 0}))
+        await db.execute(t.delete(where=t.id == 0))
         for skew in (HOUR, -HOUR):
             await workers.start(skew, STAY="yes")
         await db.add(listener("worked", t))
