@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from asyncdl.components.table import Table as Table
     from asyncdl.components.trigger import Trigger as Trigger
     from asyncdl.connect import connect as connect
+    from asyncdl.context import Answer as Answer
     from asyncdl.datalayer import Datalayer as Datalayer
     from asyncdl.events.types import ComponentAdded as ComponentAdded
     from asyncdl.events.types import ComponentReady as ComponentReady
     from asyncdl.events.types import ComponentRemoved as ComponentRemoved
+    from asyncdl.events.types import ComponentTuned as ComponentTuned
     from asyncdl.events.types import Event as Event
     from asyncdl.events.types import HandlerFailed as HandlerFailed
     from asyncdl.events.types import JobCancelled as JobCancelled
     from asyncdl.events.types import JobFailed as JobFailed
     from asyncdl.events.types import JobSucceeded as JobSucceeded
+    from asyncdl.events.types import ListenerPaused as ListenerPaused
+    from asyncdl.events.types import ListenerResumed as ListenerResumed
     from asyncdl.events.types import OutputsReplaced as OutputsReplaced
     from asyncdl.events.types import OutputsWritten as OutputsWritten
     from asyncdl.events.types import RecomputeRequested as RecomputeRequested
@@ -62,16 +66,20 @@ _HOMES = {
     "asyncdl.components.table": ["Table"],
     "asyncdl.components.trigger": ["Trigger"],
     "asyncdl.connect": ["connect"],
+    "asyncdl.context": ["Answer"],
     "asyncdl.datalayer": ["Datalayer"],
     "asyncdl.events.types": [
         "ComponentAdded",
         "ComponentReady",
         "ComponentRemoved",
+        "ComponentTuned",
         "Event",
         "HandlerFailed",
         "JobCancelled",
         "JobFailed",
         "JobSucceeded",
+        "ListenerPaused",
+        "ListenerResumed",
         "OutputsReplaced",
         "OutputsWritten",
         "RecomputeRequested",

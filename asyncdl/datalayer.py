@@ -3,65 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
 import msgspec
 
-from asyncdl.artifact_store.base import ArtifactStore
-from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
 from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
-from asyncdl.components.registry import InstalledModelLoader, Registry
-from asyncdl.compute.base import ComputeBackend, RowError
-from asyncdl.databackend.base import DataBackend, Key
-from asyncdl.datatypes import Datatypes
+from asyncdl.compute.base import RowError
+from asyncdl.context import Answer, context_rows, context_values
+from asyncdl.databackend.base import Key
+from asyncdl.engine import Engine
 from asyncdl.errors import (
-    ClosedError,
     ConfigurationError,
     InvalidComponentError,
     QueryError,
 )
-from asyncdl.events.bus import EventBus, Handler
-from asyncdl.events.log import EventLog
+from asyncdl.events.bus import Handler
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
-from asyncdl.following import Follower
-from asyncdl.installer import Installed, Installer
-from asyncdl.intents import Intents
-from asyncdl.jobs.board import Jobs
-from asyncdl.jobs.completion import Completion
-from asyncdl.jobs.dropping import Dropping
-from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
-from asyncdl.jobs.runner import Runner, RunnerOptions
-from asyncdl.jobs.scheduler import Scheduler
-from asyncdl.jobs.ticking import Ticking
-from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import EventRecord, MetadataStore
-from asyncdl.prediction import Predictor
+from asyncdl.installer import Installed
+from asyncdl.jobs.handle import Added, Handle, Written
+from asyncdl.metadata.base import ComponentRecord, EventRecord
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
-from asyncdl.supervisor import Supervisor
 from asyncdl.transaction import Transaction, transaction
-from asyncdl.writer import Writer
 
 logger = logging.getLogger("asyncdl")
 
 H = TypeVar("H", bound=Handler)
 
-_RECOVER_EVERY = 30.0
 _IDS_IN_AN_EVENT = 5000
 
 
 class Datalayer:
     """What `asyncdl.connect` returns.
 
-    Opening it starts the tasks that follow the event log and run jobs; closing it ends them, and gives jobs under way back to
-    the queue. Two datalayers in one process share nothing.
+    Every method but `on`, `off` and `aclose` raises `ClosedError` before it is opened and after it is closed. Two datalayers
+    in one process share nothing.
 
     Attributes
     ----------
@@ -73,127 +55,41 @@ class Datalayer:
         The jobs: list, retry, cancel.
     """
 
-    def __init__(
-        self,
-        databackend: DataBackend,
-        artifact_store: ArtifactStore,
-        metadata: MetadataStore,
-        compute: ComputeBackend,
-        *,
-        datatypes: Datatypes,
-        allow_pickle: bool = True,
-        max_attempts: int = 3,
-        runner: RunnerOptions | None = None,
-        show: Show | None = None,
-        worker: bool = True,
-        shard_rows: int = 100_000,
-        reconcile_every: float | None = None,
-    ) -> None:
-        self.databackend = databackend
-        self.artifact_store = artifact_store
-        self.metadata = metadata
-        self.compute = compute
-        self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
-        stores = Stores(metadata, databackend, compute, self._registry, shard_rows)
-        self._intents = Intents(metadata)
-        self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
-        self._dropping = Dropping(stores, self._intents)
-        self._installer = Installer(stores, self._leases, self._dropping)
-        self._writer = Writer(stores, self._intents)
-        self._predictor = Predictor(stores)
-        self._runner = Runner(stores, runner or RunnerOptions(), self._dropping)
-        self._completion = Completion(metadata)
-        self._follow = Follow(metadata, self._completion, show)
-        self.events = EventLog(metadata)
-        self.jobs = Jobs(metadata, self._runner)
-        self._bus = EventBus(self.events)
-        scheduler = Scheduler(metadata, self._registry, max_attempts=max_attempts)
-        self._worker = worker
-        services = {"handlers": self._run_handlers, "completion": self._completion.run}
-        if worker:
-            services |= {
-                "scheduler": scheduler.run,
-                "runner": self._runner.run,
-                "schedules": Ticking(metadata, self._registry).run,
-                "recovery": self._recover,
-                "follower": Follower(stores, reconcile_every=reconcile_every).run,
-            }
-        self._supervisor = Supervisor(services)
-        self._stack = AsyncExitStack()
-        self._handled_since: int | None = None
-        self._state = "new"
-
-    # opening and closing
-
-    async def open(self) -> Self:
-        """Start working. The stores are open already: `asyncdl.connect` opens those that it makes."""
-        if self._state != "new":
-            raise ClosedError(f"a datalayer is opened once; this one is {self._state}")
-        async with AsyncExitStack() as stack:
-            await self.compute.open(InstalledModelLoader(self._registry))
-            stack.push_async_callback(self.compute.aclose)
-            await self._load_datatypes()
-            self._handled_since = await self.events.last()
-            await self._reconcile_at_start()
-            self._supervisor.start()
-            stack.push_async_callback(self._stop)
-            self._stack = stack.pop_all()
-        self._state = "open"
-        return self
-
-    def closes(self, stack: AsyncExitStack) -> None:
-        """Take over what is to be closed after this datalayer."""
-        self._stack, own = stack.pop_all(), self._stack
-        self._stack.push_async_exit(own)
-
-    async def _run_handlers(self) -> None:
-        since, self._handled_since = self._handled_since, None
-        await self._bus.run(since)
-
-    async def _stop(self) -> None:
-        self.events.close()
-        self._completion.close()
-        await self._writer.aclose()
-        await self._predictor.aclose()
-        await self._supervisor.stop()
-
-    async def _load_datatypes(self) -> None:
-        for record in await self.metadata.components(type_id="datatype"):
-            if self._registry.allow_pickle or not await self.metadata.artifacts(record.uuid):
-                await self._registry.load(record)
-
-    async def _reconcile_at_start(self) -> None:
-        """Have outputs compared with rows that other programs may have written meanwhile."""
-        if self._worker and await self.metadata.components(type_id="listener"):
-            await self.metadata.commit(ReconcileRequested().change())
-
-    async def _recover(self) -> None:
-        """Look, now and then, for what processes that died have left half done."""
-        while True:
-            await self._writer.recover()
-            await self._leases.recover()
-            await self._dropping.recover()
-            await asyncio.sleep(_RECOVER_EVERY)
+    def __init__(self, engine: Engine) -> None:
+        self.databackend = engine.stores.databackend
+        self.artifact_store = engine.artifact_store
+        self.metadata = engine.stores.metadata
+        self.compute = engine.compute
+        self.events = engine.events
+        self.jobs = engine.jobs
+        self._engine = engine
+        self._opened = engine.check_open
+        self._registry = engine.registry
+        self._installer = engine.installer
+        self._writer = engine.writer
+        self._predictor = engine.predictor
+        self._streams = engine.streams
+        self._runner = engine.runner
+        self._pauses = engine.pauses
+        self._completion = engine.completion
+        self._follow = engine.follow
+        self._bus = engine.bus
 
     async def drain(self, grace: float) -> None:
         """Claim no more jobs, and wait until those that run have ended, for so many seconds at most; then close it."""
         self._opened()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._runner.drain()
+        await self._engine.drain(grace)
 
     async def aclose(self) -> None:
         """Stop working, and close what `asyncdl.connect` opened; closing twice is allowed.
 
         Batches that run on a thread are waited for; jobs under way go back to the queue, at no cost of an attempt.
         """
-        if self._state != "closed":
-            self._state = "closed"
-            await self._stack.aclose()
+        await self._engine.aclose()
 
     async def __aenter__(self) -> Self:
-        if self._state == "new":
-            await self.open()
+        if self._engine.state == "new":
+            await self._engine.open()
         return self
 
     async def __aexit__(
@@ -201,14 +97,9 @@ class Datalayer:
     ) -> None:
         await self.aclose()
 
-    def _opened(self) -> None:
-        if self._state != "open":
-            what = "closed" if self._state == "closed" else "not open yet: use `async with`, or await it"
-            raise ClosedError(f"this datalayer is {what}")
-
     def __repr__(self) -> str:
         urls = ", ".join(each.url for each in (self.databackend, self.artifact_store, self.metadata, self.compute))
-        return f"<Datalayer of {urls}; {self._state}>"
+        return f"<Datalayer of {urls}; {self._engine.state}>"
 
     # rows
 
@@ -325,7 +216,7 @@ class Datalayer:
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
         events = installed.events
-        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
+        if not installed.created:  # it was there: what it is waiting for, if anything, is to be waited for
             pending = {each.uuid for each in installed.records if each.status == "pending"}
             names = [each.identifier for each in installed.records if each.uuid in pending]
             stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
@@ -334,7 +225,7 @@ class Datalayer:
             **_range(events),
             follow=self._follow,
             component=await self._registry.load(record),
-            created=bool(installed.events),
+            created=installed.created,
         )
         if wait:
             await added.wait()
@@ -400,6 +291,38 @@ class Datalayer:
         for job in await self._installer.remove(type_id, identifier, version, recursive=recursive):
             self._runner.stop(job)
 
+    async def pause(self, type_id: str, identifier: str) -> None:
+        """Pause a listener: from now on no job of it begins, in whatever process, until it is resumed.
+
+        Jobs that run end after their batch, and wait as the others do, in the state ``paused``. What is written meanwhile is
+        computed when the listener is resumed, and readers see its outputs as they are. It lasts when the datalayer is closed.
+        Pausing what is paused changes nothing.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.pause(await self._listener(type_id, identifier, "paused"))
+
+    async def resume(self, type_id: str, identifier: str) -> None:
+        """Have a paused listener go on, with all that came meanwhile; it may run already.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.resume(await self._listener(type_id, identifier, "resumed"))
+
+    async def _listener(self, type_id: str, identifier: str, what: str) -> ComponentRecord:
+        self._opened()
+        if type_id != "listener":
+            raise InvalidComponentError(f"a {type_id} cannot be {what}: only a listener can")
+        return await self._registry.find(type_id, identifier)
+
     async def drop(self, *, force: bool = False, data: bool = False) -> None:
         """Remove every component, with all outputs.
 
@@ -444,18 +367,46 @@ class Datalayer:
 
     # models
 
-    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def predict(
+        self, model: str | Model, /, *args: Any, context_select: Query, context_key: str | None = None, **kwargs: Any
+    ) -> Answer: ...
+    @overload
+    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def predict(
+        self,
+        model: str | Model,
+        /,
+        *args: Any,
+        context_select: Any = None,
+        context_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Return an installed model's output for one input.
 
         A batch model gets what concurrent callers ask as few batches, of 256 inputs at most: see docs/prediction.md.
+
+        Parameters
+        ----------
+        context_select
+            A query whose rows, 1,000 at most, the model gets as a list behind its input: ``model(input, rows)``. Then an
+            `Answer` is returned, of the output and the rows.
+        context_key
+            A column: the model gets its values instead of rows.
 
         Raises
         ------
         ModelError
             The model failed; the message holds its traceback.
+        QueryError
+            The context has more than 1,000 rows, or no such column.
         """
         self._opened()
-        return await self._predictor.predict(model, args, kwargs)
+        if context_select is None:
+            return await self._predictor.predict(model, args, kwargs)
+        sources = await context_rows(await self.execute(context_select), context_select)
+        given = (*args, context_values(sources, context_key))
+        return Answer(await self._predictor.predict(model, given, kwargs), sources)
 
     def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
@@ -469,6 +420,20 @@ class Datalayer:
         """
         self._opened()
         return self._predictor.predict_many(model, inputs, size)
+
+    def stream(self, model: str | Model, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Yield an installed model's output for one input in pieces: ``async for token in db.stream("llm", prompt)``.
+
+        The model's object has a generator function ``stream``, plain or asynchronous, or is one. It runs in this process, a
+        plain one on a thread, at the pace of who iterates; leaving the loop ends it (at once within ``contextlib.aclosing``).
+
+        Raises
+        ------
+        ModelError
+            The model failed, or does not stream.
+        """
+        self._opened()
+        return self._streams.stream(model, args, kwargs)
 
     # what happens
 

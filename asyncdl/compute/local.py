@@ -8,8 +8,9 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask
 from asyncdl.compute.calling import Stop, run, target
+from asyncdl.compute.closing import Closing
 from asyncdl.compute.coroutines import Lane, Pace
 from asyncdl.compute.futures import Loads, TaskFuture
 from asyncdl.compute.gil import prompt_switching
@@ -74,6 +75,16 @@ class LocalComputeBackend(ComputeBackend):
         if self._running is not None:
             self._running.forget(uuid)
 
+    def allow(self, name: str, calls: int) -> bool:
+        """Bound the calls of a coroutine model with a limit."""
+        if self._running is not None:
+            self._running.allow(name, calls)
+        return True
+
+    def under_way(self, name: str) -> int:
+        """Return how many calls are under way of those that `allow` bounds."""
+        return self._running.under_way(name) if self._running is not None else 0
+
     @property
     def parallelism(self) -> int:
         """How many batches are worth having under way at once."""
@@ -84,12 +95,15 @@ class _Running:
     """What exists between `open` and `aclose`."""
 
     def __init__(self, loader: ModelLoader, threads: int, processes: int) -> None:
-        self._models: Loads[Any] = Loads(loader, self._spawn)
+        self._loader = loader
+        self._models: Loads[Any] = Loads(self._load, self._spawn)
+        self._closing = Closing()
         self._payloads: Loads[bytes] = Loads(loader.payload, self._spawn)
         self._threads = Workers("asyncdl-model", threads, _Interruptible)
         self._children = Workers("asyncdl-process", processes, Child)
         self._pace = Pace()
         self._lanes: dict[str, Lane] = {}
+        self._allowed: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._futures: set[TaskFuture] = set()
 
@@ -107,6 +121,14 @@ class _Running:
         if uuid in self._lanes and self._lanes[uuid].idle:
             del self._lanes[uuid]
 
+    def allow(self, name: str, calls: int) -> None:
+        self._allowed[name] = calls
+        if name in self._lanes:
+            self._lanes[name].resize(calls)
+
+    def under_way(self, name: str) -> int:
+        return self._lanes[name].under_way if name in self._lanes else 0
+
     async def aclose(self, grace: float) -> None:
         for future in list(self._futures):
             future.cancel()
@@ -119,6 +141,12 @@ class _Running:
                     "%d calls of coroutine models ignore their cancellation and are left behind", len(stubborn)
                 )
         await asyncio.gather(self._threads.aclose(grace), self._children.aclose(grace))
+        await self._closing.aclose(grace)
+
+    async def _load(self, call: ModelCall) -> Any:
+        model = await self._loader(call)
+        self._closing.remember(model)
+        return model
 
     def _spawn(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -128,10 +156,16 @@ class _Running:
 
     async def _on_loop(self, task: ModelTask) -> list[Any]:
         function = target(await self._models.get(task.call), task.call)
-        lane = self._lanes.get(task.call.uuid)
+        name = task.call.lane
+        lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[task.call.uuid] = Lane(task.call.max_concurrency, self._pace, self._spawn)
-        return await lane.run(function, task.call, task.inputs)
+            limit = self._allowed.get(name, task.call.max_concurrency)
+            lane = self._lanes[name] = Lane(limit, self._pace, self._spawn)
+        try:
+            return await lane.run(function, task.call, task.inputs)
+        finally:
+            if task.call.at_most is not None and name not in self._allowed and lane.idle:
+                self._lanes.pop(name, None)  # of this batch alone
 
     async def _on_thread(self, task: ModelTask) -> list[Any]:
         function = target(await self._models.get(task.call), task.call)

@@ -7,20 +7,41 @@ import uuid
 
 from asyncdl import codec
 from asyncdl.components.fingerprint import reference_of
-from asyncdl.components.registry import Registry
+from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, Event
-from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, InstalledTrigger, Plan, merge, plan
-from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
+from asyncdl.events.types import ComponentEvent, ComponentTuned, Event
+from asyncdl.jobs.planner import (
+    FEW_FIRST,
+    PER_PRIORITY,
+    PLANNED,
+    Installation,
+    InstalledListener,
+    InstalledTrigger,
+    Plan,
+    merge,
+    plan,
+)
+from asyncdl.metadata.base import (
+    UNFINISHED,
+    EventRecord,
+    JobFilter,
+    JobRecord,
+    MetadataStore,
+    MoveCursor,
+    PrioritizeJobs,
+    PutJob,
+)
 
 logger = logging.getLogger("asyncdl.jobs")
 
 CURSOR = "scheduler"
 _NOTHING = reference_of(nothing)
 _PAGE = 500
-PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
-"""The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
+PLANNED_TYPES = sorted(
+    {each.__name__ for base in (*PLANNED, ComponentTuned) for each in (base, *base.__subclasses__())}
+)
+"""The names of the events that are dealt with; the others are passed over, and need no commit of the cursor."""
 _COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
 
 
@@ -38,6 +59,8 @@ class Scheduler:
         self._known = -1
         """The position in the log as of which it was read."""
         self._position: int | None = None
+        self._priorities: dict[str, int] = {}
+        """Of the installed listeners, by uuid."""
 
     async def run(self) -> None:
         """Schedule until cancelled."""
@@ -62,6 +85,7 @@ class Scheduler:
             for record in records
             for each in plan(Event.from_record(record), self._installation, record.first, record.last)
         ]
+        await self._prioritize(records)
         jobs = [PutJob(self._job(each)) for each in merge(plans)]
         try:
             await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=position))
@@ -72,6 +96,22 @@ class Scheduler:
             self._position = records[-1].seq
         return True
 
+    async def _prioritize(self, records: list[EventRecord]) -> None:
+        """Give the jobs of listeners that got another priority theirs: all that were planned before, none is planned meanwhile.
+
+        Should the cursor not be moved after that, it is done again, to the same end.
+        """
+        tuned = {codec.loads(each.payload)["uuid"] for each in records if each.type == ComponentTuned.__name__}
+        for target in tuned & set(self._priorities):
+            found = await self._metadata.jobs(JobFilter(states=UNFINISHED, target=target, limit=1_000_000))
+            wanted = {job.id: self._priority(target, few=bool(codec.loads(job.payload)["ids"])) for job in found}
+            others = [(job.id, wanted[job.id]) for job in found if job.priority != wanted[job.id]]
+            for at in range(0, len(others), _PAGE):
+                await self._metadata.commit(PrioritizeJobs(dict(others[at : at + _PAGE])))
+
+    def _priority(self, target: str, *, few: bool) -> int:
+        return PER_PRIORITY * self._priorities.get(target, 0) + (FEW_FIRST if few else 0)
+
     async def _look_at_components(self, upto: int) -> None:
         """Read again what is installed if any component was added, became ready, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
@@ -79,6 +119,8 @@ class Scheduler:
         self._known = upto
 
     async def _installed(self) -> Installation:
+        found = await self._registry.listeners()
+        self._priorities = {record.uuid: priority_of(record) for record, _ in found}
         listeners = [
             InstalledListener(
                 record.uuid,
@@ -89,15 +131,15 @@ class Scheduler:
                 state.active,
                 record.status == "ready",
             )
-            for record, state in await self._registry.listeners()
+            for record, state in found
         ]
         triggers = [
-            InstalledTrigger(record.uuid, found["table"], found["on"], record.created)
-            for record, found in await self._registry.declared("trigger")
+            InstalledTrigger(record.uuid, declared["table"], declared["on"], record.created)
+            for record, declared in await self._registry.declared("trigger")
         ]
         schedules = await self._registry.declared("schedule")
         return Installation(
-            listeners, triggers, [record.uuid for record, found in schedules if found["object"] != _NOTHING]
+            listeners, triggers, [record.uuid for record, declared in schedules if declared["object"] != _NOTHING]
         )
 
     def _job(self, each: Plan) -> JobRecord:
@@ -113,5 +155,5 @@ class Scheduler:
             max_attempts=self._max_attempts,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,
-            priority=10 if each.ids else 0,  # a few rows go before a whole table
+            priority=self._priority(each.target, few=bool(each.ids)),
         )

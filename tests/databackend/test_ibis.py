@@ -20,7 +20,7 @@ from asyncdl.databackend.ibis import IbisDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.errors import ConfigurationError, MissingDependencyError, QueryError, StoreError
-from asyncdl.query import Query, table
+from asyncdl.query import table
 from asyncdl.schemes import KINDS
 from asyncdl.testing.databackend_outputs import DataBackendTests
 from tests import models
@@ -32,19 +32,6 @@ pytestmark = pytest.mark.anyio
 class _OverIbis(DataBackendTests):
     as_text = (Decimal, time, bytes)
 
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
-
 
 @pytest.mark.filterwarnings("ignore:fetch_:DeprecationWarning")  # ibis calls what DuckDB renames
 class TestIbisDataBackendByStatements(_OverIbis):
@@ -53,12 +40,12 @@ class TestIbisDataBackendByStatements(_OverIbis):
 
     async def test_fetching_by_odd_ids(self, backend: DataBackend) -> None:
         ids = ["", "'", "🙂", "a,b"]
-        await self.write(backend, "insert", "t", *({"id": each, "n": at} for at, each in enumerate(ids)))
-        assert sorted(await backend.fetch(self.table("t"), {}, ["n"], ids[1:])) == sorted(
+        await self.insert(backend, "t", *({"id": each, "n": at} for at, each in enumerate(ids)))
+        assert sorted(await backend.fetch(self.language.table("t"), {}, ["n"], ids[1:])) == sorted(
             zip(ids[1:], (1, 2, 3), strict=True)
         )
         with pytest.raises(QueryError):  # ibis' compiler writes a zero into the text of DuckDB's statement
-            await backend.fetch(self.table("t"), {}, ["n"], ["a\0b"])
+            await backend.fetch(self.language.table("t"), {}, ["n"], ["a\0b"])
 
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT table_name FROM duckdb_tables()")}

@@ -52,19 +52,6 @@ class TestIbisDataBackendOnClickHouse(DataBackendTests):
     def make_backend(self, where: Path, datatypes: Datatypes) -> IbisDataBackend:
         return IbisDataBackend(IbisDatabase(uri(where)), datatypes)
 
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
-
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT name FROM system.tables WHERE database = 'default'")}
 
