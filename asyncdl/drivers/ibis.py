@@ -37,10 +37,16 @@ _CHANGES: Mapping[str, type[Changes]] = {
     "datafusion": RewritingChanges,
 }
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    # Rows that a newer one replaces are not shown; writes that ClickHouse would do later are done when they return; and
-    # what a join does not find is NULL.
     "clickhouse": {
-        "settings": {"final": 1, "mutations_sync": 2, "lightweight_deletes_sync": 2, "join_use_nulls": 1},
+        "settings": {
+            "final": 1,  # rows that a newer one replaces are not shown
+            "mutations_sync": 2,  # writes that would be done later are done when they return, on all replicas
+            "lightweight_deletes_sync": 2,
+            "async_insert": 0,
+            "insert_deduplicate": 0,  # replicas would drop a row that is inserted again after it was deleted
+            "select_sequential_consistency": 1,  # they show what was inserted through another
+            "join_use_nulls": 1,  # what a join does not find is NULL
+        },
     },
 }
 _WITHIN = frozenset({"polars", "datafusion", "pyspark"})
