@@ -34,7 +34,7 @@ from asyncdl.databackend.warmup import load_ibis
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.ibis import IbisDatabase, IbisTransaction
 from asyncdl.drivers.ibis_changes import either, listed
-from asyncdl.errors import QueryError, UnknownColumnError
+from asyncdl.errors import DatatypeError, QueryError, UnknownColumnError
 
 T = TypeVar("T")
 
@@ -177,6 +177,21 @@ class IbisDataBackend(DataBackend):
     async def write(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: IbisTransaction) -> Written:
         """Insert, upsert, update or delete."""
         return await self._call(lambda raw: self._writer.write(raw, request, outputs))
+
+    async def put_rows(self, table: str, rows: Sequence[Mapping[str, Any]], tx: IbisTransaction) -> None:
+        """Write rows as they are into a table that is there; which cannot be held is looked for without writing any."""
+        schema = await self._call(lambda raw: self._catalog.existing(raw, table).schema)
+        if not rows:
+            return
+        try:
+            await self.write(WriteRequest("upsert" if schema.primary_key else "insert", table, rows), {}, tx)
+        except DatatypeError:
+            for row in rows:
+                error = await self._call(lambda raw, row=row: self._writer.refusal(raw, table, row))  # type: ignore[misc]
+                if error is not None:
+                    key = ", ".join(f"{name} = {row.get(name)!r:.100}" for name in schema.primary_key)
+                    raise DatatypeError(f"{self.url} cannot hold the row {key} of {table!r}: {error}") from error
+            raise
 
     # a listener's work
 

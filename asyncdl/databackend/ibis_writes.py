@@ -88,6 +88,16 @@ class IbisWriter:
             ids = list(dict.fromkeys(ids))
         return Written(ids, None if found is not None else schema)
 
+    def refusal(self, raw: Any, name: str, row: Mapping[str, Any]) -> DatatypeError | None:
+        """Return why a table cannot hold a row, None if it can."""
+        table = self._catalog.existing(raw, name)
+        encoder = self._encoders[table.own]
+        try:
+            encoder.encode(table.schema, encoder.keyed(table.schema, {**columns_of([row])}, 1, None), unique=False)
+        except DatatypeError as error:
+            return error
+        return None
+
     def _numbers(
         self, raw: Any, table: IbisTable, columns: Mapping[str, Sequence[Any]], count: int, *, exists: bool
     ) -> list[int] | None:

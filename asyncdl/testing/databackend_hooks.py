@@ -78,7 +78,7 @@ class BackendHooks(ABC):
         """Return a value, a date or timestamp moved into the years that the database holds."""
         if not isinstance(value, date) or self.years[0] <= value.year <= self.years[1]:
             return value
-        year = self.years[0] if value.year < self.years[0] else self.years[1]
+        year = self.years[0] + 1 if value.year < self.years[0] else self.years[1] - 1  # in every zone
         return value.replace(year=year, day=min(value.day, 28) if value.month == 2 else value.day)
 
     def comes_out(self, value: Any) -> Any:

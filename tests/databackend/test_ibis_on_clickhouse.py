@@ -50,7 +50,10 @@ class TestIbisDataBackendOnClickHouse(DataBackendTests):
     as_text = (Decimal, time, bytes)
 
     def make_backend(self, where: Path, datatypes: Datatypes) -> IbisDataBackend:
-        return IbisDataBackend(IbisDatabase(uri(where)), datatypes)
+        if where.name != "target":
+            return IbisDataBackend(IbisDatabase(uri(where)), datatypes)
+        run(where.parent, "CREATE DATABASE IF NOT EXISTS target", "SELECT 1")  # a process has one engine
+        return IbisDataBackend(IbisDatabase(f"{uri(where.parent)}&database=target"), datatypes)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT name FROM system.tables WHERE database = 'default'")}
