@@ -53,7 +53,15 @@ _WITHIN = frozenset({"polars", "datafusion", "pyspark"})
 """Databases that live in their connection."""
 _AWAY = ("OperationalError", "InterfaceError", "ServiceUnavailable", "TransportError")
 """How drivers call the error of a server that cannot be reached: their classes have no ancestor in common (PEP 249)."""
-_REFUSED = ("ProgrammingError", "DataError", "NotSupportedError", "DatabaseError", "StreamFailureError", "ArrowInvalid")
+_REFUSED = (
+    "ProgrammingError",
+    "DataError",
+    "NotSupportedError",
+    "DatabaseError",
+    "StreamFailureError",
+    "ArrowInvalid",
+    "ColumnNotFoundError",
+)
 """... of a statement that the server refused, or whose rows are not what they were expected to be."""
 
 

@@ -23,6 +23,7 @@ from asyncdl.errors import ConfigurationError, MissingDependencyError, QueryErro
 from asyncdl.query import table
 from asyncdl.schemes import KINDS
 from asyncdl.testing.databackend_outputs import DataBackendTests
+from asyncdl.testing.databackend_values import EXACT
 from tests import models
 from tests.conftest import rows_of
 
@@ -35,6 +36,9 @@ class _OverIbis(DataBackendTests):
 
 @pytest.mark.filterwarnings("ignore:fetch_:DeprecationWarning")  # ibis calls what DuckDB renames
 class TestIbisDataBackendByStatements(_OverIbis):
+    # ibis' compiler writes a zero as it is into the text of DuckDB's statements
+    exact = {**EXACT, "texts": [each for each in EXACT["texts"] if each is None or "\0" not in each]}
+
     def make_backend(self, where: Path, datatypes: Datatypes) -> IbisDataBackend:
         return IbisDataBackend(IbisDatabase(f"duckdb://{where}/rows.duckdb"), datatypes)
 
