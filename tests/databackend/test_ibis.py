@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -37,7 +37,10 @@ class _OverIbis(DataBackendTests):
 @pytest.mark.filterwarnings("ignore:fetch_:DeprecationWarning")  # ibis calls what DuckDB renames
 class TestIbisDataBackendByStatements(_OverIbis):
     # ibis' compiler writes a zero as it is into the text of DuckDB's statements
-    exact = {**EXACT, "texts": [each for each in EXACT["texts"] if each is None or "\0" not in each]}
+    exact: ClassVar[dict[str, list[Any]]] = {
+        **EXACT,
+        "texts": [each for each in EXACT["texts"] if each is None or "\0" not in each],
+    }
 
     def make_backend(self, where: Path, datatypes: Datatypes) -> IbisDataBackend:
         return IbisDataBackend(IbisDatabase(f"duckdb://{where}/rows.duckdb"), datatypes)
