@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -142,7 +141,7 @@ class Drafter:
             fingerprint=each.declaration.fingerprint,
             status=status,
             data=encode_data(each.declaration.fields, children),
-            created=time.time(),
+            created=self._metadata.clock.now(),
             state=state,
         )
         draft.put(record, links, list(each.declaration.blobs))
@@ -174,7 +173,12 @@ class Drafter:
         held = [each.uuid for each in await self._metadata.children(newest.uuid) if each.type_id != "listener"]
         links = [*held, *await self._upstream(component, draft)]
         record = dataclasses.replace(
-            newest, uuid=uuid, version=newest.version + 1, status="pending", created=time.time(), state=state.dumps()
+            newest,
+            uuid=uuid,
+            version=newest.version + 1,
+            status="pending",
+            created=self._metadata.clock.now(),
+            state=state.dumps(),
         )
         draft.put(record, links, list(await self._metadata.artifacts(newest.uuid)))
         return True

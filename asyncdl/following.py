@@ -118,7 +118,7 @@ class Follower:
 
     async def _move(self, number: int, token: str | None, events: Sequence[Change], *, left: bool = False) -> int:
         payload = codec.dumps({"kind": _KIND, "token": token, "left": left}).decode()
-        record = IntentRecord(_name(number + 1), payload, "", time.time())
+        record = IntentRecord(_name(number + 1), payload, "", self._stores.metadata.clock.now())
         old = [DeleteIntent(_name(number))] if number else []
         await self._stores.metadata.commit(MoveCursor(CURSOR, number + 1, number), *old, PutIntent(record), *events)
         return number + 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,7 +212,7 @@ class Installer:
     async def _commit_removal(
         self, records: Sequence[ComponentRecord], jobs: Sequence[str], announced: Sequence[Change]
     ) -> None:
-        now = time.time()
+        now = self._metadata.clock.now()
         changes: list[Change] = [
             SetJobState(job, "cancelled", UNFINISHED, now, "its component was removed") for job in jobs
         ]

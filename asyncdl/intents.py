@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +38,7 @@ class Intents:
             id=uuid4().hex,
             payload=codec.dumps({"kind": kind, **details}).decode(),
             owner=_this_process(),
-            created=time.time(),
+            created=self._metadata.clock.now(),
         )
         self._mine.add(record.id)
         return PutIntent(record), DeleteIntent(record.id)
@@ -82,7 +81,7 @@ class Intents:
         if record.owner == _this_process():
             return record.id in self._mine
         if host != platform.node():
-            return time.time() - record.created < _ABROAD
+            return self._metadata.clock.now() - record.created < _ABROAD
         return _started(int(pid)) == started
 
 

@@ -18,11 +18,14 @@ from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
 from asyncdl.artifact_store.gridfs import GridFSArtifactStore
 from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.ibis import IbisDataBackend
 from asyncdl.databackend.mongo import MongoDataBackend
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.duckdb import DuckDBDatabase
 from asyncdl.drivers.frames import FramesDatabase
+from asyncdl.drivers.frames_tables import SUFFIXES
+from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.mysql import MySQLDatabase
@@ -55,6 +58,8 @@ class Features:
         Whether a write that fails half-way leaves nothing behind.
     several
         Whether several processes can be at it at once.
+    writes
+        What writes it takes, and whether that has been tried against the real thing.
     notices
         When rows that other programs write are noticed.
     """
@@ -62,6 +67,7 @@ class Features:
     one_commit: bool = False
     whole: bool = True
     several: bool = True
+    writes: str = "all"
     notices: Literal["when outputs are compared with rows", "as they are written"] = (
         "when outputs are compared with rows"
     )
@@ -181,8 +187,15 @@ def _duckdb(uri: str) -> Maker:
 
 
 def _frames(uri: str) -> Maker:
-    folder = Path(unquote(uri.partition("://")[2]) or ".")
-    return lambda stack: FramesDatabase(folder)
+    rest, _, options = uri.partition("://")[2].partition("?")
+    given = dict(parse_qsl(options, keep_blank_values=True))
+    suffix = f".{given.pop('format', 'parquet')}"
+    if given or suffix not in SUFFIXES:
+        raise ConfigurationError(
+            f"{uri!r}: its one option is the format of new tables' files, ?format=parquet or ?format=csv"
+        )
+    folder = Path(unquote(rest) or ".")
+    return lambda stack: FramesDatabase(folder, suffix)
 
 
 def _mongodb(uri: str) -> Maker:
@@ -262,7 +275,50 @@ _FILESYSTEM = Kind(
     artifact_store=lambda folder, identity: FilesystemArtifactStore(folder / identity),
 )
 
-KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _DUCKDB, _FRAMES, _MONGODB, _FILESYSTEM)
+
+def _ibis_kind(name: str, example: str, writes: str, extra: str = "") -> Kind:
+    """Return the kind of a database that only ibis knows; its extra is called as its scheme is."""
+    scheme = example.partition("://")[0]
+    extra = extra or scheme
+
+    def locate(uri: str) -> Maker:
+        database = IbisDatabase(uri, extra)
+        return lambda stack: database
+
+    return Kind(
+        name=name,
+        schemes=(scheme,),
+        example=example,
+        locate=locate,
+        databackend=IbisDataBackend,
+        beside=lambda database: "sqlite://:memory:" if database.within else METADATA,
+        extra=extra,
+        features=Features(whole=False, several=False, writes=writes),
+    )
+
+
+_UNTRIED = "those that the database has; not tried here"
+_IBIS = (
+    _ibis_kind("ClickHouse", "clickhouse://user:password@localhost:8123/app", "all"),
+    _ibis_kind("Polars", "polars://", "all; in memory, each rewrites its table"),
+    _ibis_kind("Snowflake", "snowflake://user:password@account/database/schema", _UNTRIED),
+    _ibis_kind("BigQuery", "bigquery://project/dataset", _UNTRIED),
+    _ibis_kind("Trino", "trino://user@localhost:8080/catalog/schema", _UNTRIED),
+    _ibis_kind("SQL Server", "mssql://user:password@localhost:1433/app", _UNTRIED),
+    _ibis_kind("Oracle", "oracle://user:password@localhost:1521/app", _UNTRIED),
+    _ibis_kind("Databricks", "databricks://?server_hostname=host&http_path=path&access_token=token", _UNTRIED),
+    _ibis_kind("Athena", "athena://?s3_staging_dir=s3://bucket/folder&region_name=eu-west-1", _UNTRIED),
+    _ibis_kind("Impala", "impala://localhost:21050/app", _UNTRIED),
+    _ibis_kind("RisingWave", "risingwave://root@localhost:4566/dev", _UNTRIED),
+    _ibis_kind("Materialize", "materialize://user@localhost:6875/materialize", _UNTRIED),
+    _ibis_kind("SingleStore", "singlestoredb://user:password@localhost:3306/app", _UNTRIED),
+    _ibis_kind("Exasol", "exasol://user:password@localhost:8563/schema", _UNTRIED),
+    _ibis_kind("Druid", "druid://localhost:8082/druid/v2/sql", "none: it is read only; not tried here"),
+    _ibis_kind("DataFusion", "datafusion://", "all; in memory, each rewrites its table; not tried here"),
+    _ibis_kind("Spark", "pyspark://", _UNTRIED),
+)
+
+KINDS: tuple[Kind, ...] = (_SQLITE, _POSTGRESQL, _MYSQL, _DUCKDB, _FRAMES, _MONGODB, *_IBIS, _FILESYSTEM)
 
 _OF_DATABASE = {
     SQLiteDatabase: _SQLITE,
@@ -271,4 +327,5 @@ _OF_DATABASE = {
     FramesDatabase: _FRAMES,  # before DuckDB's, which it is one of
     DuckDBDatabase: _DUCKDB,
     MongoDatabase: _MONGODB,
+    IbisDatabase: _IBIS[0],  # they differ in nothing but names here
 }

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def free_port() -> int:
 class Mongod:
     """A server of its own, in a temporary directory."""
 
-    def __init__(self, *, replica_set: bool, auth: bool = False) -> None:
+    def __init__(self, *, replica_set: bool, auth: bool = False, options: Sequence[str] = ()) -> None:
+        self.options = options
         self.replica_set = replica_set
         self.auth = auth
         self.port = free_port()
@@ -63,6 +64,7 @@ class Mongod:
             command += ["--replSet", "rs0", "--oplogSize", "256"]
         if self.auth:
             command += ["--auth"]
+        command += self.options
         if self.auth and self.replica_set:  # members know each other by a key
             key = self._folder / "key"
             if not key.exists():

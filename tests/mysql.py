@@ -87,6 +87,13 @@ def why_not() -> str | None:
     return f"neither {VARIABLE} is set nor is there a mariadbd: apt-get install mariadb-server"
 
 
+def why_no_own() -> str | None:
+    """Return why no server can be started here, None if one can."""
+    if find_spec("asyncmy") is None:
+        return "asyncmy is not installed: pip install 'asyncdl[test]'"
+    return None if _binary("mariadbd") and _binary("mariadb-install-db") else "apt-get install mariadb-server"
+
+
 @contextmanager
 def serve() -> Iterator[Server]:
     """Yield the session's server, whose databases go away afterwards."""
@@ -144,14 +151,24 @@ class OwnServer:
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {(done.stdout + done.stderr).decode(errors='replace')}")
 
-    def start(self) -> None:
+    def url_of(self, database: str, options: str = "") -> str:
+        """Return the URL of a database."""
+        return f"mysql://tests:tests@127.0.0.1:{self.port}/{database}{options}"
+
+    def create_database(self, name: str) -> None:
+        """Make a database."""
+        server = Server(self.url)
+        server.run(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        server.stop()
+
+    def start(self, *options: str) -> None:
         init = self._folder / "init.sql"
         init.write_text(
             "CREATE USER IF NOT EXISTS tests@'127.0.0.1' IDENTIFIED BY 'tests';\n"
             "GRANT ALL ON *.* TO tests@'127.0.0.1' WITH GRANT OPTION;\n"
         )
         data = self._folder / "data"
-        options = [
+        given = [
             "--no-defaults",
             f"--datadir={data}",
             f"--socket={data / 's'}",
@@ -167,7 +184,7 @@ class OwnServer:
         ]
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
-                [str(_binary("mariadbd")), *options],
+                [str(_binary("mariadbd")), *given, *options],
                 stdout=output,
                 stderr=output,
                 cwd="/",

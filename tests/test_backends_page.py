@@ -32,7 +32,7 @@ def databackends() -> Iterator[str]:
             can = kind.features
             language = "the driver's" if kind.name == "MongoDB" else "ibis"
             flags = " | ".join(_yes(each) for each in (can.one_commit, can.whole, can.several))
-            yield f"| {kind.name} | {language} | {flags} | {can.notices} |"
+            yield f"| {kind.name} | {language} | {can.writes} | {flags} | {can.notices} |"
 
 
 def written(page: str) -> str:

@@ -51,6 +51,35 @@ async def test_rows_events_and_outputs_in_one_database(mysql: Server, tmp_path: 
         assert await rows_of(db, query) == [("b", 0, "FOUR")]
 
 
+@pytest.mark.parametrize(
+    "kind", ["utf8mb4 COLLATE utf8mb4_bin", "utf8mb4 COLLATE utf8mb4_general_ci", "latin1", "latin1 COLLATE latin1_bin"]
+)
+async def test_texts_in_another_collation_are_keys(mysql: Server, tmp_path: Path, kind: str) -> None:
+    """Of two binary collations MySQL chooses neither (error 1267); asyncdl's texts are in one of them."""
+    url, artifacts = mysql.url(tmp_path), f"filesystem://{tmp_path / 'artifacts'}"
+    mysql.run(
+        f"CREATE TABLE texts (part INT, code VARCHAR(50), text TEXT, PRIMARY KEY (part, code)) CHARACTER SET {kind}",
+        url=url,
+    )
+    mysql.run("INSERT INTO texts VALUES (1, 'a', 'one two'), (1, 'b', 'three'), (2, 'a', '')", url=url)
+    async with asyncdl.connect(url, artifact_store=artifacts) as db:
+        texts = db["texts"]
+        split = Listener("word", model=Model("words", models.words), key="text", select=texts, flatten=True)
+        select = texts.outputs("word").select("part", "code", "word_position", "word")
+        shout = Listener("loud", model=Model("upper", models.upper), key="word", select=select)
+        await (await db.add(Application("both", [split, shout]))).wait()
+        query = texts.outputs("word", "loud").select("part", "code", "loud").order_by("part", "code", "loud")
+        assert await rows_of(db, query) == [(1, "a", "ONE"), (1, "a", "TWO"), (1, "b", "THREE")]
+        await (await db.execute(texts.update({"text": "four"}, where=texts.code == "a"))).wait()
+        await (await db.execute(texts.delete(where=texts.code == "b"))).wait()
+        await (await db.execute(texts.upsert([{"part": 3, "code": "c", "text": "five"}]))).wait()
+        assert await rows_of(db, query) == [(1, "a", "FOUR"), (2, "a", "FOUR"), (3, "c", "FIVE")]
+        mysql.run("DELETE FROM texts WHERE part = 2", url=url)
+        await db.reconcile()
+        await db.wait_idle(timeout=60)
+        assert await rows_of(db, query) == [(1, "a", "FOUR"), (3, "c", "FIVE")]
+
+
 async def test_a_table_of_another_program_is_followed(mysql: Server, tmp_path: Path) -> None:
     url, artifacts = mysql.url(tmp_path), f"filesystem://{tmp_path / 'artifacts'}"
     mysql.run(

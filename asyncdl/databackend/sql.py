@@ -244,12 +244,25 @@ class SQLDataBackend(DataBackend):
         found = self._pages.get(cached)
         if found is not None and found[0] is compiled:
             return found[1]
-        page = self._make_page(compiled, columns, kind, missing, bounded_above=bounded_above)
+        collations = await self._collations(select)
+        page = self._make_page(compiled, columns, kind, missing, collations, bounded_above=bounded_above)
         self._pages.put(cached, (compiled, page))
         return page
 
+    async def _collations(self, select: ReadQuery) -> Sequence[str]:
+        """Return in which collation each key column of the root table is that does not compare with ours by itself."""
+        table = (await self._catalog.existing(select.root())).schema
+        return self._dialect.collations(table.name, table.primary_key)
+
     def _make_page(
-        self, compiled: Compiled, columns: Sequence[str], kind: str, missing: OutputTable | None, *, bounded_above: bool
+        self,
+        compiled: Compiled,
+        columns: Sequence[str],
+        kind: str,
+        missing: OutputTable | None,
+        collations: Sequence[str],
+        *,
+        bounded_above: bool,
     ) -> _Page:
         if not compiled.key:
             raise QueryError("the select of a listener must keep the primary key of its table, and this one has none")
@@ -262,7 +275,7 @@ class SQLDataBackend(DataBackend):
         conditions = []
         if missing is not None:
             bounded = kind == "next" and dialect.merges
-            conditions.append(self._output_writer(missing).missing("s", compiled.key, bounded=bounded))
+            conditions.append(self._output_writer(missing).missing("s", compiled.key, collations, bounded=bounded))
         if kind == "next":
             conditions.append(f"{dialect.tuple_of(compiled.key, 's')} > {dialect.marks(len(key))}")
         if bounded_above:
@@ -397,7 +410,7 @@ class SQLDataBackend(DataBackend):
         compiled = await self._compiler.compile(select, outputs, use="work", tx=tx)
         rows: list[Row] = []
         tx.defer(*self.database.lock(table.name))
-        for statement in writer.sweep(compiled.sql, compiled.key, ids):
+        for statement in writer.sweep(compiled.sql, compiled.key, ids, await self._collations(select)):
             rows.extend(await self._run(tx, statement))
         if not self._dialect.returning:
             tx.defer(*writer.delete(rows))

@@ -58,12 +58,34 @@ class ReflectedColumn:
     default: bool = False
 
 
-class SQLDialect(ABC):
-    """One database's SQL.
+class Storage(ABC):
+    """How a database stores values.
 
-    Note for implementers: what `to_storage` makes of two values must compare in the database as the values do, with what
-    `compile` makes of expressions and literals of their datatype.
+    Note for implementers: what `to_storage` makes of two values must compare in the database as the values do, with what is
+    made of expressions and literals of their datatype.
     """
+
+    @abstractmethod
+    def to_storage(self, datatype: Parsed) -> ToStorage | None:
+        """Return what turns a checked value into what the driver takes; None: the driver takes it as it is."""
+
+    @abstractmethod
+    def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
+        """Return what turns a column into Python's values; None: the driver returns them.
+
+        Parameters
+        ----------
+        computed
+            Whether the database made the values from others, in a query.
+        """
+
+    @abstractmethod
+    def dtype(self, datatype: Parsed) -> str:
+        """Return how ibis is told of a column."""
+
+
+class SQLDialect(Storage):
+    """One database's SQL."""
 
     mark = "?"
     """The placeholder of a parameter."""
@@ -89,7 +111,7 @@ class SQLDialect(ABC):
     largest_list = 512
     """How many keys one statement names at most."""
 
-    def opened(self, database: SQLDatabase) -> None:  # noqa: B027 - most need nothing
+    def opened(self, database: SQLDatabase) -> None:
         """Take note of what server it is."""
 
     @abstractmethod
@@ -105,28 +127,10 @@ class SQLDialect(ABC):
         return ""
 
     @abstractmethod
-    def to_storage(self, datatype: Parsed) -> ToStorage | None:
-        """Return what turns a checked value into what the driver takes; None: the driver takes it as it is."""
-
-    @abstractmethod
-    def from_storage(self, datatype: Parsed, *, computed: bool) -> FromStorage | None:
-        """Return what turns a column into Python's values; None: the driver returns them.
-
-        Parameters
-        ----------
-        computed
-            Whether the database made the values from others, in a query.
-        """
-
-    @abstractmethod
-    def dtype(self, datatype: Parsed) -> str:
-        """Return how ibis is told of a column."""
-
-    @abstractmethod
     def compile(self, expression: Any) -> str:
         """Return an ibis expression's SQL; takes milliseconds."""
 
-    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:  # noqa: B027 - most need nothing
+    async def provide(self, database: SQLDatabase, sql: str, call: Call) -> None:
         """Make known to the database what functions a compiled query calls; most databases have them all."""
 
     @abstractmethod
@@ -167,6 +171,14 @@ class SQLDialect(ABC):
         Behind them in the transaction, the rows are as they will stay. None, where a transaction is alone anyway.
         """
         return []
+
+    def collations(self, table: str, columns: Sequence[str]) -> Sequence[str]:
+        """Return in which collation each column is that the database would not compare with asyncdl's texts, "" for others."""
+        return [""] * len(columns)
+
+    def collated(self, value: str, collation: str) -> str:
+        """Return an expression as it compares in a collation, "" for that of asyncdl's own tables."""
+        return value
 
     # what most have in common
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.databackend.base import OutputTable
-from asyncdl.databackend.sql_dialect import SQLDialect, StoredTable
+from asyncdl.databackend.sql_dialect import Storage, StoredTable
 from asyncdl.datatypes import normalize, parse
 from asyncdl.errors import ComponentNotFoundError, DatatypeError, QueryError, TableNotFoundError
 
@@ -57,9 +57,7 @@ class QueryCatalog:
         Its listeners' output tables, by identifier.
     """
 
-    def __init__(
-        self, dialect: SQLDialect, tables: Mapping[str, StoredTable], outputs: Mapping[str, OutputTable]
-    ) -> None:
+    def __init__(self, dialect: Storage, tables: Mapping[str, StoredTable], outputs: Mapping[str, OutputTable]) -> None:
         self._dialect = dialect
         self._tables = tables
         self._outputs = outputs
@@ -119,7 +117,7 @@ class _Lineage:
         stored = self._of_relation(relation, name)
         if stored is not None:
             return ResultColumn(name, stored, False)
-        return ResultColumn(name, _datatype_of(relation.schema[name]), True)
+        return ResultColumn(name, datatype_of(relation.schema[name]), True)
 
     def _of_relation(self, relation: Any, name: str) -> str | None:
         """Return the datatype of a column that is stored somewhere as it is, None for one that is computed."""
@@ -153,7 +151,8 @@ class _Lineage:
         return None
 
 
-def _datatype_of(dtype: Any) -> str:
+def datatype_of(dtype: Any) -> str:
+    """Return the datatype of a column by its type in ibis."""
     try:
         return normalize(str(dtype))
     except DatatypeError:

@@ -68,7 +68,8 @@ _DATATYPES = {
 _REFLECT = f"""
     SELECT c.column_name, c.data_type, c.column_type, c.numeric_precision, c.numeric_scale, c.column_default, c.extra,
         (SELECT s.seq_in_index FROM information_schema.statistics AS s WHERE s.table_schema = DATABASE()
-            AND s.table_name = {MARK} AND s.index_name = 'PRIMARY' AND s.column_name = c.column_name)
+            AND s.table_name = {MARK} AND s.index_name = 'PRIMARY' AND s.column_name = c.column_name),
+        c.collation_name
     FROM information_schema.columns AS c WHERE c.table_schema = DATABASE() AND c.table_name = {MARK}
         AND BINARY c.table_name = BINARY {MARK} ORDER BY c.ordinal_position
 """  # noqa: S608 - a constant
@@ -92,6 +93,7 @@ class MySQLDialect(SQLDialect):
 
     def __init__(self) -> None:
         self._collation = ""
+        self._others: dict[tuple[str, str], str] = {}
 
     def opened(self, database: SQLDatabase) -> None:
         """Learn the collation in which texts compare by code point: MariaDB's and MySQL's are called differently."""
@@ -169,7 +171,19 @@ class MySQLDialect(SQLDialect):
         """Return an ibis expression's SQL."""
         from asyncdl.databackend.sql_mysql_compiler import to_sql  # noqa: PLC0415 - it imports ibis, which is heavy
 
-        return to_sql(expression)
+        return to_sql(expression, self._collation)
+
+    def collations(self, table: str, columns: Sequence[str]) -> Sequence[str]:
+        """Return the binary collations of columns, "" for those that compare with texts of ours by themselves.
+
+        Of two collations one of which is binary, MySQL takes that; between two binary ones it does not choose (error 1267).
+        """
+        found = [self._others.get((table, name), "") for name in columns]
+        return [each if each.startswith("utf8mb4_") and each.endswith("_bin") else "" for each in found]
+
+    def collated(self, value: str, collation: str) -> str:
+        """Return a text as it compares in a collation, "" for our own."""
+        return f"{value} COLLATE {collation or self._collation}"
 
     # tables
 
@@ -187,7 +201,9 @@ class MySQLDialect(SQLDialect):
         rows = await fetch(_REFLECT, (table, table, table))
         if rows and await _has_changes(fetch) and table in await _gone(fetch):
             return []
-        return [_reflected(*row) for row in rows]
+        for name, *_, collation in rows:
+            self._others[table, name] = "" if collation == self._collation else collation or ""
+        return [_reflected(*row[:-1]) for row in rows]
 
     async def schema_version(self, fetch: Fetch) -> Any:
         """Return a checksum of the descriptions of all columns, and what is made or dropped at the moment."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import ibis.expr.operations as ops
@@ -36,7 +37,11 @@ _PASSING = (
 class MySQLCompiler(IbisMySQLCompiler):  # type: ignore[misc]  # ibis has no types
     """Compiles expressions over tables as asyncdl stores them."""
 
-    __slots__ = ()
+    __slots__ = ("collation",)
+
+    def __init__(self, collation: str) -> None:
+        super().__init__()
+        self.collation = collation
 
     def visit_node(self, op: Any, **kwargs: Any) -> Any:
         """Compile one node, its decimal operands that are stored as text prepared for computing."""
@@ -79,7 +84,19 @@ class MySQLCompiler(IbisMySQLCompiler):  # type: ignore[misc]  # ibis has no typ
         return super().visit_NonNullLiteral(op, value=value, dtype=dtype)
 
     def visit_Equals(self, op: Any, *, left: Any, right: Any) -> Any:  # noqa: N802 - ibis' name
-        """Compile an equality that can use an index: texts of asyncdl's tables compare exactly."""
+        """Compile an equality that can use an index: texts of asyncdl's tables compare exactly.
+
+        Those of other programs' tables may be in a collation that does not compare with that of outputs by itself: outputs are
+        looked up by theirs.
+        """
+        sides = [_is_of_outputs(each) for each in (op.left, op.right)]
+        if sides == [False, True]:
+            left, right = right, left
+        if set(sides) == {False, True}:
+            in_utf8 = sge.Cast(
+                this=right, to=sge.DataType(this=sge.DataType.Type.CHARACTER_SET, kind=sge.Var(this="utf8mb4"))
+            )
+            right = sge.Collate(this=in_utf8, expression=sge.Var(this=self.collation))
         return SQLGlotCompiler.binop(self, sge.EQ, left, right)
 
     def visit_StartsWith(self, op: Any, *, arg: Any, start: Any) -> Any:  # noqa: N802 - ibis' name
@@ -100,9 +117,21 @@ class MySQLCompiler(IbisMySQLCompiler):  # type: ignore[misc]  # ibis has no typ
         return self.f.json_extract(arg, self.f.concat(sge.convert(parts[0]), index, sge.convert(parts[1])))
 
 
-_compiler = MySQLCompiler()
+def _is_of_outputs(value: Any) -> bool | None:
+    """Return whether a text is a column of a listener's outputs, None for what is no column of texts."""
+    if not isinstance(value, ops.Field) or not value.dtype.is_string():
+        return None
+    relation = value.rel
+    while (parent := getattr(relation, "parent", None)) is not None:
+        relation = parent
+    return isinstance(relation, ops.UnboundTable) and relation.name.startswith("_outputs_")
 
 
-def to_sql(expression: Any) -> str:
-    """Return an ibis expression's SQL."""
-    return compile_with(_compiler, expression)
+@cache
+def _compiler(collation: str) -> MySQLCompiler:
+    return MySQLCompiler(collation)
+
+
+def to_sql(expression: Any, collation: str) -> str:
+    """Return an ibis expression's SQL; ``collation`` is that of asyncdl's texts."""
+    return compile_with(_compiler(collation), expression)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain, repeat, zip_longest
 from typing import Any
 
 from asyncdl.databackend.base import Key, Outputs, OutputTable, TableSchema
+from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE, output_columns
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import parse
@@ -36,7 +37,7 @@ class OutputWriter:
         The table; its datatype is known.
     """
 
-    def __init__(self, values: Values, table: OutputTable) -> None:
+    def __init__(self, values: Values[SQLDialect], table: OutputTable) -> None:
         self._values = values
         self._dialect = values.dialect
         self.table = table
@@ -236,28 +237,42 @@ class OutputWriter:
 
     # reading
 
-    def _matches(self, output: str, select: str, key: Sequence[str]) -> str:
-        """Return the condition that an output belongs to a select's row; the select may have renamed the key."""
-        quote = self._dialect.quote
-        pairs = zip(self._key, key, strict=True)
-        return " AND ".join(f"{output}.{quote(own)} = {select}.{quote(theirs)}" for own, theirs in pairs)
+    def _matches(
+        self, output: str, select: str, key: Sequence[str], collations: Sequence[str], *, by_output: bool
+    ) -> str:
+        """Return the condition that an output belongs to a select's row; the select may have renamed the key.
 
-    def missing(self, of: str, key: Sequence[str], *, bounded: bool = False) -> str:
+        Where their texts are in different collations the side changes that is not looked up by its index: ``by_output``, if
+        outputs are looked up.
+        """
+        conditions = []
+        for own, theirs, collation in zip_longest(self._key, key, collations[: len(key)], fillvalue=""):
+            mine, other = f"{output}.{self._dialect.quote(own)}", f"{select}.{self._dialect.quote(theirs)}"
+            if collation and by_output:
+                other = self._dialect.collated(other, "")
+            elif collation:
+                mine = self._dialect.collated(mine, collation)
+            conditions.append(f"{mine} = {other}")
+        return " AND ".join(conditions)
+
+    def missing(self, of: str, key: Sequence[str], collations: Sequence[str] = (), *, bounded: bool = False) -> str:
         """Return the condition that a row of the select, which has this alias and key, has neither output nor error.
 
         With ``bounded``, its parameters are a key below that of every row in question.
         """
-        same = self._matches("o", of, key)
+        same = self._matches("o", of, key, collations, by_output=True)
         if bounded:
             same += f" AND {self._dialect.tuple_of(self._key, 'o')} > {self._dialect.marks(len(self._key))}"
         return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
 
-    def sweep(self, select: str, key: Sequence[str], ids: Sequence[Key] | None) -> Iterator[Statement]:
+    def sweep(
+        self, select: str, key: Sequence[str], ids: Sequence[Key] | None, collations: Sequence[str] = ()
+    ) -> Iterator[Statement]:
         """Yield the statements that delete outputs whose row a select does not have, returning root ids.
 
         A database that cannot return what it deletes returns the keys, which `delete` takes.
         """
-        same = self._matches(self._name, "s", key)
+        same = self._matches(self._name, "s", key, collations, by_output=False)
         start, end = f"DELETE FROM {self._name}", f" RETURNING {self._dialect.quoted(self._roots)}"  # noqa: S608 - quoted
         if not self._dialect.returning:
             start, end = f"SELECT DISTINCT {self._dialect.quoted(self._key)} FROM {self._name}", ""  # noqa: S608
@@ -287,7 +302,9 @@ class OutputWriter:
         )
 
 
-def listed(values: Values, key: Mapping[str, str], ids: Sequence[Key], of: str = "") -> Iterator[tuple[str, list[Any]]]:
+def listed(
+    values: Values[SQLDialect], key: Mapping[str, str], ids: Sequence[Key], of: str = ""
+) -> Iterator[tuple[str, list[Any]]]:
     """Yield conditions with their parameters, which together are true of the rows with these keys."""
     if not ids:
         return

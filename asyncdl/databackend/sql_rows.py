@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncdl.databackend.base import MISSING_KEY, Key, TableSchema
 from asyncdl.databackend.sql_catalog import check_schema
-from asyncdl.databackend.sql_dialect import StoredTable
+from asyncdl.databackend.sql_dialect import SQLDialect, Storage, StoredTable
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import infer
 from asyncdl.datatypes.names import parse
@@ -122,7 +122,7 @@ def check_columns(schema: TableSchema, names: Iterable[str]) -> None:
 
 
 class RowEncoder:
-    """Turns rows into statements.
+    """Gives rows their keys, and encodes them.
 
     Parameters
     ----------
@@ -130,9 +130,8 @@ class RowEncoder:
         Makes primary keys.
     """
 
-    def __init__(self, values: Values, ids: IdMaker) -> None:
+    def __init__(self, values: Values[Storage], ids: IdMaker) -> None:
         self._values = values
-        self._dialect = values.dialect
         self._ids = ids
 
     def lacking(self, schema: TableSchema, columns: Mapping[str, Sequence[Any]]) -> int:
@@ -217,6 +216,14 @@ class RowEncoder:
         if unique and key:
             _check_unique(schema, ids)
         return ids, stored
+
+
+class RowStatements(RowEncoder):
+    """Turns rows into statements, too."""
+
+    def __init__(self, values: Values[SQLDialect], ids: IdMaker) -> None:
+        super().__init__(values, ids)
+        self._dialect = values.dialect
 
     def insert(
         self, table: StoredTable, stored: Mapping[str, Sequence[Any]], named: Mapping[str, Sequence[Any]]

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from asyncdl.databackend.base import Row
-from asyncdl.databackend.sql_dialect import FromStorage, SQLDialect
+from asyncdl.databackend.sql_dialect import FromStorage, Storage
 from asyncdl.datatypes import Datatypes, parse
 from asyncdl.errors import AsyncDLError, DatatypeError
 
 Describe = Callable[[int], str]
+S_co = TypeVar("S_co", bound=Storage, covariant=True)
 RowDecoder = Callable[[list[Row]], list[Row]]
 
 _HEAVY = frozenset({"image", "pickle", "datatype", "ndarray", "json", "array", "struct", "map"})
 
 
-class Values:
+class Values(Generic[S_co]):
     """Encodes and decodes columns.
 
     Parameters
@@ -28,7 +29,7 @@ class Values:
         How asyncdl's own become bytes.
     """
 
-    def __init__(self, dialect: SQLDialect, datatypes: Datatypes) -> None:
+    def __init__(self, dialect: S_co, datatypes: Datatypes) -> None:
         self.dialect = dialect
         self.datatypes = datatypes
         self._decoder = lru_cache(maxsize=512)(self._make_decoder)

@@ -8,10 +8,10 @@ from typing import Any
 
 from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
-from asyncdl.databackend.sql_dialect import StoredTable
+from asyncdl.databackend.sql_dialect import SQLDialect, StoredTable
 from asyncdl.databackend.sql_outputs import chunks
 from asyncdl.databackend.sql_queries import QueryCompiler
-from asyncdl.databackend.sql_rows import IdMaker, RowEncoder, check_columns, columns_of, infer_schema
+from asyncdl.databackend.sql_rows import IdMaker, RowStatements, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_values import Values
 from asyncdl.datatypes import parse
 from asyncdl.drivers.sql import SQLTransaction, Statement
@@ -37,7 +37,7 @@ class SQLWriter:
     def __init__(
         self,
         catalog: SQLCatalog,
-        values: Values,
+        values: Values[SQLDialect],
         compiler: QueryCompiler,
         call: Callable[[Callable[[], Any]], Awaitable[Any]],
         run: Run,
@@ -48,7 +48,7 @@ class SQLWriter:
         self._compiler = compiler
         self._call = call
         self._run = run
-        self._encoder = RowEncoder(values, IdMaker())
+        self._encoder = RowStatements(values, IdMaker())
 
     async def write(self, request: WriteRequest, outputs: Mapping[str, OutputTable], tx: SQLTransaction) -> Written:
         """Do what a request asks for, on a transaction."""
@@ -161,7 +161,7 @@ class SQLWriter:
                 continue
             compiled = await self._compiler.compile(change, outputs, use="value", keyed=schema.primary_key, tx=tx)
             value = compiled.columns[-1]
-            if not _fits(value.datatype, datatype):
+            if not fits(value.datatype, datatype):
                 raise DatatypeError(
                     f"column {name!r} is {datatype}, and cannot be set to an expression that is {value.datatype}"
                 )
@@ -265,7 +265,7 @@ _NUMBERS = frozenset({"integer", "float", "decimal"})
 _NESTED = frozenset({"json", "array", "struct", "map"})
 
 
-def _fits(found: str, wanted: str) -> bool:
+def fits(found: str, wanted: str) -> bool:
     """Return whether an expression's values can be stored in a column."""
     if found == wanted:
         return True

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
-from asyncdl.drivers.duckdb_values import execute, rows_of, run, translate
+from asyncdl.drivers.arrow_rows import Pages, rows_of
+from asyncdl.drivers.duckdb_values import execute, run, translate
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import ClosedError, ConfigurationError, StoreTimeoutError, StoreUnavailableError
 
@@ -254,8 +255,10 @@ class DuckDBDatabase(SQLDatabase):
     async def _dispose(self) -> None:
         writer, readers = self._writer, self._readers
         self._writer = self._readers = None
-        for work in tuple(self._at_work):
-            work.interrupt()
+        while self._at_work:  # more than once: DuckDB forgets an interrupt that comes just before a statement begins
+            for work in tuple(self._at_work):
+                work.interrupt()
+            await asyncio.sleep(_PAUSE)
         if readers is not None:
             await asyncio.to_thread(readers.shutdown, wait=True, cancel_futures=True)
         if writer is not None:
@@ -381,10 +384,16 @@ class DuckDBDatabase(SQLDatabase):
         try:
             found: T = await asyncio.shield(future)
         except asyncio.CancelledError:
-            work.interrupt()
             future.add_done_callback(_ignored)
+            self._interrupt(work, future)
             raise
         return found
+
+    def _interrupt(self, work: _Work, future: asyncio.Future[Any]) -> None:
+        """Interrupt work until it ends: DuckDB forgets an interrupt that comes just before a statement begins."""
+        if not future.done():
+            work.interrupt()
+            asyncio.get_running_loop().call_later(_PAUSE, self._interrupt, work, future)
 
     def _work(self, work: _Work, cursor: duckdb.DuckDBPyConnection | None) -> Any:
         """Do work on this thread."""
@@ -415,7 +424,7 @@ class DuckDBDatabase(SQLDatabase):
             cursor = await self._read(lambda raw: self._prepared(raw.cursor()))
             try:
                 reader = await self._read(lambda raw: execute(raw, sql, params).to_arrow_reader(size), cursor)
-                pages = _Pages(reader, size)
+                pages = Pages(reader, size)
                 while len(rows := await self._read(lambda _: pages.next(), cursor)) == size:
                     yield rows
             finally:
@@ -436,26 +445,6 @@ class DuckDBDatabase(SQLDatabase):
     async def version(self) -> int:
         """Return a constant: nobody else writes, and no metadata are here that anybody would wait for."""
         return 0
-
-
-class _Pages:
-    """Cuts a stream of Arrow batches into pages of rows."""
-
-    def __init__(self, reader: Any, size: int) -> None:
-        self._reader = reader
-        self._size = size
-        self._rows: list[Row] = []
-
-    def next(self) -> list[Row]:
-        """Return the next page; one that is not full is the last."""
-        while len(self._rows) < self._size:
-            try:
-                batch = self._reader.read_next_batch()
-            except StopIteration:
-                break
-            self._rows += rows_of(batch)
-        page, self._rows = self._rows[: self._size], self._rows[self._size :]
-        return page
 
 
 def _ignored(future: asyncio.Future[Any]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncdl.drivers.sql import Outcome, Row, Statement
+from asyncdl.drivers.arrow_rows import rows_of
+from asyncdl.drivers.sql import Outcome, Statement
 from asyncdl.errors import (
     AsyncDLError,
     ClosedError,
@@ -44,11 +45,6 @@ def translate(error: Exception, url: str, *, opening: bool = False) -> AsyncDLEr
     if opening or isinstance(error, (duckdb.IOException, duckdb.FatalException, duckdb.PermissionException)):
         return StoreUnavailableError(message)
     return StoreError(message)
-
-
-def rows_of(table: Any) -> list[Row]:
-    """Return the rows of an Arrow table or batch."""
-    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def execute(raw: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:

@@ -1,14 +1,12 @@
-"""A folder of dataframes: a Parquet file for each table, and DuckDB in memory over them.
+"""A folder of dataframes: a Parquet or CSV file for each table, and DuckDB in memory over them.
 
 A table is loaded when its file is new or has changed (time, size or inode), and its file is written anew, whole, by each
-transaction that changes it: under a temporary name, flushed to the disk, then renamed. Where a transaction changes several,
-a journal of the renames is written before the first of them: who finds it finishes them. One process writes at a time, by a
-lock on a file. What is asyncdl's own, outputs among it, is in the subfolder ``.asyncdl/tables``.
+transaction that changes it: under a temporary name, flushed to the disk, then renamed, by a journal (`frames_files`). One
+process writes at a time, by a lock on a file. What is asyncdl's own, outputs among it, is in the subfolder ``.asyncdl/tables``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -17,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.drivers.duckdb import DuckDBDatabase
+from asyncdl.drivers.frames_files import FileOperations, Journal, Rename, beside
+from asyncdl.drivers.frames_tables import SUFFIXES, load, quoted, write
 from asyncdl.drivers.sql import Outcome, Row, Statement
-from asyncdl.errors import StoreTimeoutError, StoreUnavailableError
+from asyncdl.errors import AsyncDLError, StoreTimeoutError, StoreUnavailableError
 
 if TYPE_CHECKING:
     import duckdb
     from filelock import FileLock
 
 _WAIT = 30.0
-_SUFFIX = ".parquet"
-_NEW = ".new"
 _CHANGES = re.compile(
     r'(?:INSERT INTO|UPDATE|DELETE FROM|CREATE TABLE IF NOT EXISTS|DROP TABLE IF EXISTS) ("(?:[^"]|"")+"|\w+)'
 )
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[str, int, int, int]
 
 
 class FramesDatabase(DuckDBDatabase):
@@ -40,14 +38,20 @@ class FramesDatabase(DuckDBDatabase):
     ----------
     folder
         Where the files are; it is made when missing.
+    suffix
+        What the names of new tables' files end in: ``".parquet"`` or ``".csv"``. A table that has a file keeps its kind.
+    operations
+        What is done to files.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, suffix: str = ".parquet", operations: FileOperations | None = None) -> None:
         super().__init__(None)
         self.folder = Path(folder)
         self.url = f"frames://{folder}"
+        self._suffix = suffix
         self._own = self.folder / ".asyncdl" / "tables"
-        self._journal = self._own / "journal.json"
+        self._operations = operations or FileOperations()
+        self._journal = Journal(self.folder, self._own, self._operations)
         self._lock: FileLock | None = None
         self._seen: dict[str, _Stamp] = {}
         self._touched: set[str] = set()
@@ -82,15 +86,25 @@ class FramesDatabase(DuckDBDatabase):
             except OSError as error:
                 raise StoreUnavailableError(f"{self.url}: {error}") from error
             for each in entries:
-                name = each.name.removesuffix(_SUFFIX)
-                if name != each.name and name.startswith("_") == own:
+                name, suffix = os.path.splitext(each.name)
+                if suffix in SUFFIXES and name.startswith("_") == own:
+                    if name in found:
+                        raise StoreUnavailableError(
+                            f"{self.url}: {name}.parquet and {name}.csv would be one table; rename one of them"
+                        )
                     with suppress(FileNotFoundError):
                         stat = each.stat()
-                        found[name] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                        found[name] = (suffix, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         return found
 
     def _path(self, name: str) -> Path:
-        return (self._own if name.startswith("_") else self.folder) / f"{name}{_SUFFIX}"
+        """Return a table's file, or where it will be."""
+        if name.startswith("_"):
+            return self._own / f"{name}.parquet"
+        return self.folder / f"{name}{self._seen[name][0] if name in self._seen else self._suffix}"
+
+    def _types(self, name: str) -> Path:
+        return self._own / f"{name}.types.json"
 
     def _refresh(self, raw: duckdb.DuckDBPyConnection) -> None:
         """Load what has changed, with the lock held and outside transactions."""
@@ -98,48 +112,24 @@ class FramesDatabase(DuckDBDatabase):
         if files == self._seen:
             return
         for name in self._seen.keys() - files.keys():
-            raw.execute(f"DROP TABLE IF EXISTS {_quoted(name)}")
+            raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
             del self._seen[name]
         for name, stamp in files.items():
             if self._seen.get(name) != stamp:
-                self._load(raw, name)
-                self._seen[name] = stamp
+                self._load(raw, name, stamp)
 
-    def _load(self, raw: duckdb.DuckDBPyConnection, name: str) -> None:
+    def _load(self, raw: duckdb.DuckDBPyConnection, name: str, stamp: _Stamp) -> None:
         import duckdb  # noqa: PLC0415 - it is loaded
 
-        path, table = self._path(name), _quoted(name)
         self._seen.pop(name, None)
-        raw.execute(f"DROP TABLE IF EXISTS {table}")
+        raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
+        path = (self._own if name.startswith("_") else self.folder) / f"{name}{stamp[0]}"
         try:
-            said = raw.execute(
-                "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = 'asyncdl'", [str(path)]
-            ).fetchone()
-            source = f"read_parquet({_text(str(path))})"
-            if said is not None:
-                described = json.loads(said[0])
-                columns, key = described["columns"], described["key"]
-            else:
-                rows = raw.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {source})").fetchall()  # noqa: S608
-                columns, key = [list(row) for row in rows], self._guessed_key(raw, source, [row[0] for row in rows])
-            parts = [f"{_quoted(column)} {kind}" for column, kind in columns]
-            if key:
-                parts.append(f"PRIMARY KEY ({', '.join(map(_quoted, key))})")
-            raw.execute(f"CREATE TABLE {table} ({', '.join(parts)})")
-            names = ", ".join(_quoted(column) for column, _ in columns)
-            raw.execute(f"INSERT INTO {table} SELECT {names} FROM {source}")  # noqa: S608 - quoted
-        except (duckdb.Error, ValueError, KeyError) as error:
-            raw.execute(f"DROP TABLE IF EXISTS {table}")
+            load(raw, name, path, self._types(name))
+        except (duckdb.Error, OSError, ValueError, KeyError) as error:
+            raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
             raise StoreUnavailableError(f"{self.url}: the file {path} cannot be read as a table: {error}") from error
-
-    @staticmethod
-    def _guessed_key(raw: duckdb.DuckDBPyConnection, source: str, names: Sequence[str]) -> list[str]:
-        """Return ``["id"]`` where a file of another program has such a column, all of whose values differ."""
-        if "id" not in names:
-            return []
-        sql = f"SELECT count(DISTINCT id) = count(*) FROM {source}"  # noqa: S608 - quoted
-        (unique,) = raw.execute(sql).fetchall()[0]
-        return ["id"] if unique else []
+        self._seen[name] = stamp
 
     # transactions
 
@@ -155,12 +145,14 @@ class FramesDatabase(DuckDBDatabase):
         except OSError as error:
             raise StoreUnavailableError(f"{self.url}: {error}") from error
         try:
-            self._finish_renames()
+            self._journal.carry_out()
             self._refresh(raw)
             self._touched.clear()
             super().begin(raw)
-        except BaseException:
+        except BaseException as error:
             self._lock.release()
+            if isinstance(error, OSError) and not isinstance(error, AsyncDLError):
+                raise StoreUnavailableError(f"{self.url}: {error}") from error
             raise
 
     def run_statement(self, raw: duckdb.DuckDBPyConnection, statement: Statement) -> Outcome:
@@ -171,23 +163,28 @@ class FramesDatabase(DuckDBDatabase):
         return super().run_statement(raw, statement)
 
     def commit(self, raw: duckdb.DuckDBPyConnection) -> None:
-        """Write the files of the tables that were changed, and commit."""
+        """Write the files of the tables that were changed, and commit.
+
+        The journal is what decides: once it is there, the files will be what it says, though a rename may fail for now.
+        """
         assert self._lock is not None  # noqa: S101 - `connect` sets it
         try:
-            renames = [self._written(raw, name) for name in sorted(self._touched)]
+            renames = [each for name in sorted(self._touched) for each in self._written(raw, name)]
             if renames:
-                self._put_journal(renames)
+                self._journal.decide(renames)
         except OSError as error:
             raise StoreUnavailableError(f"{self.url}: nothing was written: {error}") from error
-        super().commit(raw)
         try:
-            if renames:
-                self._finish_renames()
-                files = self._files()
-                self._seen = {name: files.get(name, (0, 0, 0)) for name in self._seen.keys() | self._touched}
-                self._seen = {name: stamp for name, stamp in self._seen.items() if stamp != (0, 0, 0)}
-        finally:
-            self._lock.release()
+            super().commit(raw)
+        except BaseException:
+            if self._journal.withdraw():
+                raise
+            self._seen = {}  # it stands, so memory is to follow the files
+        with suppress(OSError):  # the next to come tries again, before anything else
+            self._journal.carry_out()
+            files = self._files()
+            self._seen = {name: files[name] for name in self._seen.keys() | self._touched if name in files}
+        self._lock.release()
 
     def rollback(self, raw: duckdb.DuckDBPyConnection) -> None:
         """Roll back, and let go of the lock."""
@@ -195,58 +192,24 @@ class FramesDatabase(DuckDBDatabase):
         try:
             super().rollback(raw)
             for name in self._touched:
-                self._path(name).with_suffix(_NEW).unlink(missing_ok=True)
+                for path in (self._path(name), self._types(name)):
+                    with suppress(OSError):  # what is left there will be written over
+                        self._operations.delete(beside(path))
         finally:
             self._lock.release()
 
-    def _written(self, raw: duckdb.DuckDBPyConnection, name: str) -> tuple[str, bool]:
-        """Write a table's new file beside the old; return its name, and whether there is a table still."""
-        columns = raw.execute(
-            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = ? ORDER BY column_index", [name]
-        ).fetchall()
-        if not columns:
-            return name, False
-        key = raw.execute(
-            "SELECT constraint_column_names FROM duckdb_constraints() "
-            "WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'",
-            [name],
-        ).fetchone()
-        described = json.dumps({"columns": columns, "key": key[0] if key else []})
-        # Parquet would cut intervals to milliseconds
-        shown = ", ".join(
-            f"CAST({_quoted(column)} AS VARCHAR) AS {_quoted(column)}" if kind == "INTERVAL" else _quoted(column)
-            for column, kind in columns
-        )
-        path = self._path(name).with_suffix(_NEW)
-        raw.execute(
-            f"COPY (SELECT {shown} FROM {_quoted(name)}) TO {_text(str(path))} "  # noqa: S608 - quoted
-            f"(FORMAT parquet, KV_METADATA {{asyncdl: {_text(described)}}})"
-        )
-        _flush(path)
-        return name, True
-
-    def _put_journal(self, renames: Sequence[tuple[str, bool]]) -> None:
-        path = self._journal.with_suffix(_NEW)
-        path.write_text(json.dumps(renames))
-        _flush(path)
-        path.replace(self._journal)
-        _flush(self._own)
-
-    def _finish_renames(self) -> None:
-        """Do what the journal says, which may be half done; idempotent."""
-        try:
-            renames = json.loads(self._journal.read_text())
-        except FileNotFoundError:
-            return
-        for name, there in renames:
-            path = self._path(name)
-            if not there:
-                path.unlink(missing_ok=True)
-                continue
-            with suppress(FileNotFoundError):  # renamed before
-                path.with_suffix(_NEW).replace(path)
-        _flush(self.folder)
-        self._journal.unlink()
+    def _written(self, raw: duckdb.DuckDBPyConnection, name: str) -> list[Rename]:
+        """Write a table's new file beside the old; return what is to be renamed, and deleted."""
+        path, types = self._path(name), self._types(name)
+        described = write(raw, name, path, beside(path))
+        if described is None:
+            return [(path, False), (types, False)]
+        self._operations.flush(beside(path))
+        if path.suffix != ".csv":
+            return [(path, True)]
+        self._operations.write(beside(types), described)
+        self._operations.flush(beside(types))
+        return [(types, True), (path, True)]
 
     # reading
 
@@ -266,19 +229,3 @@ class FramesDatabase(DuckDBDatabase):
         if not self._turn.locked() and await self._read(lambda _: self._files()) != self._seen:
             async with self.transaction() as tx:
                 await tx.run()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
@@ -161,6 +162,12 @@ class MongoDatabase:
                 raise
         self.transactional = "setName" in hello or hello.get("msg") == "isdbgrid"
         self._choose()
+
+    async def time(self) -> float:
+        """Return the server's clock, in seconds since 1970."""
+        hello = await self._call(lambda: self._client.admin.command("hello"), to_the_end=False)
+        moment: datetime = hello["localTime"]
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
     def _choose(self) -> None:
         from pymongo import ReadPreference, WriteConcern  # noqa: PLC0415 - the driver is imported when it is used

@@ -75,6 +75,8 @@ class MySQLDatabase(SQLDatabase):
         asyncmy is not installed.
     """
 
+    clock = "SELECT timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(6)) / 1e6"
+
     def __init__(self, url: str) -> None:
         super().__init__()
         self._address = read_url(url)

@@ -73,6 +73,8 @@ class PostgreSQLDatabase(SQLDatabase):
         asyncpg is not installed.
     """
 
+    clock = "SELECT extract(epoch FROM clock_timestamp())::float8"
+
     def __init__(self, url: str) -> None:
         super().__init__()
         self._dsn, self.url, self.place = read_url(url)

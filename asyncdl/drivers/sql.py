@@ -128,6 +128,9 @@ class SQLDatabase(ABC):
     url: str
     """Where it is, without a password: fit for messages."""
 
+    clock: str
+    """The query for the database's clock, in seconds since 1970; only metadata stores need one."""
+
     def __init__(self) -> None:
         self._compiled: dict[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {}
 

@@ -188,6 +188,8 @@ class SQLiteDatabase(SQLDatabase):
         The file; it and its folder are made when missing.
     """
 
+    clock = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)

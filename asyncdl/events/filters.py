@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from asyncdl.errors import ConfigurationError
 from asyncdl.events.types import Event
+from asyncdl.metadata.base import EventRecord
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,6 +68,12 @@ class EventFilter:
             return False
         topic = str(getattr(event, event.topic_field, ""))
         return (not self.topics or topic in self.topics) and self.takes_selected(event)
+
+    def among(self, records: Sequence[EventRecord]) -> Sequence[EventRecord]:
+        """Return those that pass of records that the store has selected by type and topic."""
+        if self.component is None:
+            return records
+        return [record for record in records if self.takes_selected(Event.from_record(record))]
 
     def takes_selected(self, event: Event) -> bool:
         """Return whether an event passes that the store has selected by type and topic."""

@@ -46,7 +46,7 @@ class Subscription:
         self._saved = position
         self._head = position
         """Up to here there are events, as far as is known."""
-        self._page: list[EventRecord] = []
+        self._page: Sequence[EventRecord] = []
         self._next = 0
         self._limit = _FIRST_PAGE
         self._closed = False

@@ -7,7 +7,6 @@ of your own that derives from `Event` can be published and subscribed to as thes
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -51,7 +50,7 @@ class Event:
         }
         topic = str(fields.get(self.topic_field, ""))
         payload = codec.dumps(fields).decode()
-        return AppendEvent(type(self).__name__, topic, payload, self.created or time.time(), first, last)
+        return AppendEvent(type(self).__name__, topic, payload, self.created, first, last)
 
     @classmethod
     def from_record(cls, record: EventRecord) -> Event:

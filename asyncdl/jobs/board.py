@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -125,7 +124,7 @@ class Jobs:
 
     async def _move(self, job: str, state: JobState, among: tuple[JobState, ...]) -> None:
         found = await self.get(job)
-        changes = [SetJobState(job, state, among, time.time())]
+        changes = [SetJobState(job, state, among, self._metadata.clock.now())]
         named: dict[str, Any] = {}
         for each in await self._metadata.components(uuids=[found.target]):
             named = {"type_id": each.type_id, "identifier": each.identifier}

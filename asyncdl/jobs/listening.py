@@ -185,7 +185,9 @@ class ListenerWork(Work):
         if len(boundaries) < 2:
             return False
         total = await self._reader.count_missing()
-        self._split = split(self._job, boundaries, size, max(total, len(boundaries) * size))
+        self._split = split(
+            self._job, boundaries, size, max(total, len(boundaries) * size), self._stores.metadata.clock.now()
+        )
         self._total = 0
         await self._advance("split")
         return True

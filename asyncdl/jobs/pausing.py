@@ -9,7 +9,6 @@ another.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 
 from asyncdl.components.cursors import gate_of
@@ -97,7 +96,7 @@ class Pauses:
         gate = await self.gate(jobs[0].target)
         if gate is None:
             return
-        now = time.time()
+        now = self._metadata.clock.now()
         changes: list[Change] = [MoveCursor(gate, stands, expected=stands)]
         for job in jobs:
             if job.state == "pending":
@@ -115,7 +114,7 @@ class Pauses:
         gate = await self.gate(job.target)
         if gate is None:
             return False
-        aside = FinishJob(job.id, owner, "paused", time.time(), refund=True)
+        aside = FinishJob(job.id, owner, "paused", self._metadata.clock.now(), refund=True)
         try:
             await self._metadata.commit(MoveCursor(gate, closed, expected=closed), aside)
         except ConflictError:
@@ -150,7 +149,7 @@ class Pauses:
             stands = await self._metadata.cursor(gate) or 0
             if stands < 0:
                 return  # paused again
-            back = [SetJobState(job.id, "pending", ("paused",), time.time(), job.error) for job in jobs]
+            back = [SetJobState(job.id, "pending", ("paused",), self._metadata.clock.now(), job.error) for job in jobs]
             try:
                 await self._metadata.commit(MoveCursor(gate, stands, expected=stands), *back)
             except ConflictError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 
 from asyncdl.components.cursors import rate_of
 from asyncdl.errors import ConflictError
@@ -59,7 +58,7 @@ class Rate:
         self._left = 0
         while True:
             free = await self._metadata.cursor(self._cursor) or 0
-            now = time.time_ns() // 1000
+            now = int(self._metadata.clock.now() * 1e6)
             calls = max(1, min(self._waiting, int(rate * _BLOCK)))
             begin = max(now, free)
             end = begin + math.ceil(calls * 1e6 / rate)
@@ -69,6 +68,6 @@ class Rate:
                 continue
             self._left = calls
             clock = asyncio.get_running_loop().time()
-            wait = max(begin - time.time_ns() // 1000, 0) / 1e6
+            wait = max(begin - int(self._metadata.clock.now() * 1e6), 0) / 1e6
             self._next = clock + max(wait, min(self._next - clock, 1 / rate))
             return

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from asyncdl.errors import ConflictError, StoreError
 from asyncdl.events.log import SUBSCRIBER, TRIMMED
@@ -44,7 +43,7 @@ class Retention:
         """Delete what is old, now and then, until cancelled."""
         while True:
             try:
-                await self.trim(time.time())
+                await self.trim(self._metadata.clock.now())
             except ConflictError:
                 logger.debug("another process deletes old events")
             except StoreError:

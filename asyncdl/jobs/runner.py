@@ -103,7 +103,7 @@ class Runner:
                 self._room.clear()
                 try:
                     await self._give_back_strays()
-                    now = time.time()  # one for both: what becomes due between two looks would be seen by neither
+                    now = self._now()  # one for both: what becomes due between two looks would be seen by neither
                     claimed = await self._claim(group, now)
                     if not claimed:
                         seen = await self._wait(seen, await self._stores.metadata.next_due(now))
@@ -123,7 +123,7 @@ class Runner:
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
-        timeout = None if due is None else max(due - time.time(), 0.01)
+        timeout = None if due is None else max(due - self._now(), 0.01)
         commit = asyncio.ensure_future(self._stores.metadata.wait_for_commits(seen, "work"))
         room = asyncio.ensure_future(self._room.wait())
         try:
@@ -132,6 +132,9 @@ class Runner:
         finally:
             commit.cancel()
             room.cancel()
+
+    def _now(self) -> float:
+        return self._stores.metadata.clock.now()
 
     async def drain(self) -> None:
         """Claim no more jobs, and wait until those that run have ended."""
@@ -216,7 +219,7 @@ class Runner:
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
-            await self._end(job, FinishJob(job.id, self.owner, "cancelled", time.time(), error=str(error)))
+            await self._end(job, FinishJob(job.id, self.owner, "cancelled", self._now(), error=str(error)))
         except asyncio.CancelledError:
             await asyncio.shield(self._give_back(job))
             raise
@@ -257,7 +260,7 @@ class Runner:
         event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done, **named)
         conclusion = await work.conclude()
         changes: list[Change] = [
-            FinishJob(job.id, self.owner, "succeeded", time.time()),
+            FinishJob(job.id, self.owner, "succeeded", self._now()),
             event.change(job.first, job.last),
             *conclusion.changes,
         ]
@@ -276,7 +279,7 @@ class Runner:
         logger.warning("job %s waits for a store that is unavailable: %s", job.id, error)
         wait = self._options.backoff
         while True:
-            now = time.time()
+            now = self._now()
             text = str(error).replace("\0", "\\0")
             back = FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait, refund=True)
             try:
@@ -289,7 +292,7 @@ class Runner:
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
-        now = time.time()
+        now = self._now()
         hopeless = isinstance(error, QueueDeadlineError) or (work is not None and work.gives_up_on(error))
         if job.attempts < job.max_attempts and not hopeless:
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
@@ -315,7 +318,7 @@ class Runner:
             return {}  # its uuid is there all the same
 
     async def _give_back(self, job: JobRecord) -> None:
-        await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
+        await self._end(job, FinishJob(job.id, self.owner, "pending", self._now(), refund=True))
 
     async def _set_aside(self, job: JobRecord) -> None:
         """Put a job aside whose listener was paused, or back into the queue if that has been resumed meanwhile."""
@@ -346,12 +349,13 @@ class Runner:
         seen, renew = 0, 0.0
         while True:
             try:
-                seen = await self._stopping(seen, renew - time.time())
+                seen = await self._stopping(seen, renew - self._now())
                 async with self._claiming:
                     ids = list(self._running)
                 await self._pause(ids)
-                if time.time() >= renew:
-                    renew = time.time() + self._options.lease / 3
+                if self._now() >= renew:
+                    await self._stores.metadata.clock.set()
+                    renew = self._now() + self._options.lease / 3
                     await self._renew(ids)
                 held = await self._held(ids)
             except StoreError:
@@ -384,7 +388,7 @@ class Runner:
 
     async def _renew(self, ids: list[str]) -> None:
         if ids:
-            until = time.time() + self._options.lease
+            until = self._now() + self._options.lease
             await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
             for work in filter(None, map(self._works.get, ids)):
                 work.lease.until = until

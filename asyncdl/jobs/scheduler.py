@@ -208,7 +208,7 @@ class Scheduler:
             payload=codec.dumps(payload).decode(),
             first=each.first,
             last=each.last,
-            created=time.time(),
+            created=self._metadata.clock.now(),
             max_attempts=self._max_attempts,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,

@@ -7,7 +7,6 @@ concludes the backfill.
 from __future__ import annotations
 
 import itertools
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +61,7 @@ class Shard:
         return [*counted, DeleteCursor(self._cursor)], True
 
 
-def split(job: JobRecord, boundaries: Sequence[Row], size: int, total: int) -> list[PutJob]:
+def split(job: JobRecord, boundaries: Sequence[Row], size: int, total: int, now: float) -> list[PutJob]:
     """Return the changes that make shards of a job."""
     arguments = codec.loads(job.payload)
     edges: list[Row | None] = [None, *boundaries[: (total - 1) // size], None]
@@ -74,7 +73,7 @@ def split(job: JobRecord, boundaries: Sequence[Row], size: int, total: int) -> l
             job,
             id=uuid.uuid4().hex,
             payload=codec.dumps({**arguments, "shard": shard}).decode(),
-            created=time.time(),
+            created=now,
             state="pending",
             attempts=0,
             owner=None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import Schedule
@@ -30,12 +29,12 @@ class Ticking:
         """Fire until cancelled."""
         while True:
             seen = await self._metadata.wait_for_commits(0, "components")  # as of now: what comes later is looked at
-            due = await self.fire(time.time())
+            due = await self.fire(self._metadata.clock.now())
             await self._until(due, seen)
 
     async def _until(self, due: float | None, seen: int) -> None:
         """Wait until a time, or until the schedules may be others."""
-        wait = _LONGEST if due is None else min(max(due - time.time(), 0.0), _LONGEST)
+        wait = _LONGEST if due is None else min(max(due - self._metadata.clock.now(), 0.0), _LONGEST)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._metadata.wait_for_commits(seen, "components")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend, OutputTable
 from asyncdl.errors import LeaseLostError
 from asyncdl.metadata.base import Change, JobRecord, MetadataStore
+from asyncdl.metadata.clock import StoreClock
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +59,22 @@ class Lease:
     job
         The job's id.
     until
-        Unix time at which another process may take the job over, as of the last renewal.
+        When another process may take the job over, as of the last renewal, by the store's clock.
+    clock
+        That clock.
     """
 
-    def __init__(self, job: str, until: float) -> None:
+    def __init__(self, job: str, until: float, clock: StoreClock) -> None:
         self.job = job
         self.until = until
+        self._clock = clock
 
     def check(self) -> None:
         """Raise `LeaseLostError` when the job may be another process's by now: this one was stopped, or asleep.
 
         Of use before writing where the lease cannot be a condition of the write itself.
         """
-        if time.time() >= self.until:
+        if self._clock.now() >= self.until:
             raise LeaseLostError(
                 f"the lease of job {self.job} ran out before it was renewed; another may have taken it over"
             )
@@ -90,7 +93,7 @@ class Work(ABC):
         self._stores = stores
         self._job = job
         self._owner = owner
-        self.lease = Lease(job.id, job.lease)
+        self.lease = Lease(job.id, job.lease, stores.metadata.clock)
         self._done = 0
         self._pausing = False
 

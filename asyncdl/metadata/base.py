@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from asyncdl.metadata.clock import StoreClock
 
 JobState = Literal["pending", "running", "paused", "succeeded", "failed", "cancelled", "upstream_failed"]
 
@@ -405,9 +407,12 @@ class MetadataStore(ABC):
     Artifacts are kept under it, so that one datalayer's clearing away never meets another's.
     """
 
+    clock: StoreClock
+    """What time it is for the store: all times in records are of this clock, and none of a process's own."""
+
     @abstractmethod
     async def open(self) -> None:
-        """Connect; create or migrate the schema."""
+        """Connect; create or migrate the schema; set the clock."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -416,6 +421,14 @@ class MetadataStore(ABC):
     @abstractmethod
     def joins(self, databackend: Any) -> bool:
         """Return whether `commit` can take the transactions of this databackend."""
+
+    def stamped(self, changes: Sequence[Change]) -> list[Change]:
+        """Return changes with the time in those events that have none yet."""
+        now = self.clock.now()
+        return [
+            replace(each, created=now) if isinstance(each, AppendEvent) and not each.created else each
+            for each in changes
+        ]
 
     @abstractmethod
     async def commit(self, *changes: Change, joining: Any = None) -> list[EventRecord]:

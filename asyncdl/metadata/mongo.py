@@ -24,6 +24,7 @@ from asyncdl.metadata.base import (
     MetadataStore,
     Topic,
 )
+from asyncdl.metadata.clock import StoreClock
 from asyncdl.metadata.mongo_changesets import ChangeSetCommits
 from asyncdl.metadata.mongo_commits import LOG, STORE, Commits, TransactionCommits, collection
 from asyncdl.metadata.wakeup import Wakeup
@@ -68,6 +69,7 @@ class MongoMetadataStore(MetadataStore):
         self.database = database
         self.url = database.url
         self._commits: Commits = TransactionCommits(database)
+        self.clock = StoreClock(database.time)
         self._wakeup = Wakeup()
         self._told: dict[Topic, int] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -80,6 +82,7 @@ class MongoMetadataStore(MetadataStore):
         await self.database.open()
         try:
             await self._migrate()
+            await self.clock.set()
             # Also on what is a replica set by now: it may have stood alone when it was written to last.
             standalone = ChangeSetCommits(self.database)
             await standalone.open()
@@ -144,12 +147,13 @@ class MongoMetadataStore(MetadataStore):
     async def commit(self, *changes: Change, joining: Any = None) -> list[EventRecord]:
         """Apply changes, all or none, and return the events among them."""
         self._check()
+        stamped = self.stamped(changes)
         if joining is None:
             if not changes:
                 return []
-            committed = await self._commits.commit(changes)
+            committed = await self._commits.commit(stamped)
         elif isinstance(joining, MongoUnit) and isinstance(self._commits, TransactionCommits):
-            committed = await self._commits.join(joining, changes)
+            committed = await self._commits.join(joining, stamped)
         else:
             raise TypeError("a MongoDB metadata store joins the transactions of its own database, on a replica set")
         self._notice(committed.log)

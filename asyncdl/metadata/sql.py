@@ -26,6 +26,7 @@ from asyncdl.metadata.base import (
     MetadataStore,
     Topic,
 )
+from asyncdl.metadata.clock import StoreClock
 from asyncdl.metadata.sql_changes import ChangeCompiler, claimable
 from asyncdl.metadata.sql_tables import (
     SCHEMA_VERSION,
@@ -54,6 +55,7 @@ class SQLMetadataStore(MetadataStore):
     def __init__(self, database: SQLDatabase) -> None:
         self.database = database
         self.url = database.url
+        self.clock = StoreClock(self._time)
         self._changes = ChangeCompiler(database)
         self._wakeup = Wakeup()
         self._name = uuid4().hex
@@ -67,6 +69,7 @@ class SQLMetadataStore(MetadataStore):
         await self.database.open()
         try:
             await self._migrate()
+            await self.clock.set()
         except BaseException:
             await self.database.aclose()
             raise
@@ -117,6 +120,9 @@ class SQLMetadataStore(MetadataStore):
         if not self._open:
             raise ClosedError(f"the metadata store {self.url} is not open")
 
+    async def _time(self) -> float:
+        return float((await self.database.fetch(self.database.clock))[0][0])
+
     def joins(self, databackend: Any) -> bool:
         """Return whether the databackend is on the same database object."""
         return getattr(databackend, "database", None) is self.database
@@ -130,7 +136,7 @@ class SQLMetadataStore(MetadataStore):
         # One commit after the other where the database would let them run together: so conditions hold until the end, and
         # events become visible in the order of their numbers.
         statements: list[Statement] = [*self.database.lock("commit")] if changes else []
-        for change in changes:
+        for change in self.stamped(changes):
             if isinstance(change, base.AppendEvent):
                 appended.append((len(statements), change))
             statements.extend(self._changes.statements(change))

@@ -58,6 +58,9 @@ class RowTests(BackendHooks):
                 await backend.write(self.language.insert("t", [{"id": 1, "a": "x"}]), {}, tx)
                 await backend.write(self.language.insert("t", [{"id": 2, "a": "y"}]), {}, tx)
                 raise ZeroDivisionError
+        if not backend.atomic and backend.language == "ibis":
+            assert await self.column(backend, "t", "a") == ["x", "y"]
+            return
         assert await backend.tables() == []
         assert "t" not in self.raw_tables(tmp_path)
         await self.insert(backend, "t", {"id": "1", "a": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class BackendHooks(ABC):
 
     A database that does not refuses the former with `DatatypeError`; -0.0, which equals 0.0, may come out as that.
     """
+
+    years = (1, 9999)
+    """The first and the last year of dates and timestamps; a database that has not all refuses others with `DatatypeError`."""
+
+    as_text: tuple[type, ...] = ()
+    """The types of values that are stored as text, with which conditions are refused with `QueryError`."""
 
     @abstractmethod
     def make_backend(self, where: Path, datatypes: Datatypes) -> DataBackend:
@@ -66,6 +73,13 @@ class BackendHooks(ABC):
         await other.open()
         yield other
         await other.aclose()
+
+    def held(self, value: Any) -> Any:
+        """Return a value, a date or timestamp moved into the years that the database holds."""
+        if not isinstance(value, date) or self.years[0] <= value.year <= self.years[1]:
+            return value
+        year = self.years[0] + 1 if value.year < self.years[0] else self.years[1] - 1  # in every zone
+        return value.replace(year=year, day=min(value.day, 28) if value.month == 2 else value.day)
 
     def comes_out(self, value: Any) -> Any:
         """Return what a value is read as that was written to a column of no declared datatype: itself, if it is held exactly."""

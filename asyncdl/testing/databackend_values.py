@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from asyncdl.databackend.base import DataBackend, TableSchema
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import DatatypeError
+from asyncdl.errors import DatatypeError, QueryError
 from asyncdl.testing.databackend_hooks import BackendHooks
 
 EAST = timezone(timedelta(hours=5, minutes=30))
@@ -129,7 +129,7 @@ class ValueTests(BackendHooks):
 
     @pytest.mark.parametrize("kind", EXACT)
     async def test_what_goes_in_comes_out(self, backend: DataBackend, kind: str) -> None:
-        values = self.exact[kind]
+        values = [self.held(each) for each in self.exact[kind]]
         if kind == "floats" and not self.every_float:
             values = [each if each is None else each + 0.0 for each in values if each is None or math.isfinite(each)]
         await self.insert(backend, "t", *({"id": at, "v": each} for at, each in enumerate(values)))
@@ -141,7 +141,7 @@ class ValueTests(BackendHooks):
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test_any_value_comes_out_as_it_went_in(self, datatype: str, data: Any) -> None:
-        strategy = self.strategies[datatype]
+        strategy = self.strategies[datatype].map(self.held)
         if datatype == "float64" and not self.every_float:
             strategy = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)
         values = data.draw(st.lists(st.none() | strategy, max_size=20))
@@ -208,7 +208,12 @@ class ValueTests(BackendHooks):
     async def test_conditions_compare_as_values_do(self, backend: DataBackend, values: list[Any], pivot: Any) -> None:
         if not self.every_float:
             values = [9.5 if each == math.inf else each for each in values]
+        values = [self.held(each) for each in values]
         await self.insert(backend, "t", *({"id": at, "v": each} for at, each in enumerate([*values, None])))
+        if isinstance(pivot, self.as_text):
+            with pytest.raises(QueryError, match="not comparable"):
+                await self.ids(backend, self.language.where("t", ("v", "==", pivot)))
+            return
         exact, values, pivot = pivot, list(map(self.comes_out, values)), self.comes_out(pivot)
         assert await self.ids(backend, self.language.where("t", ("v", "==", exact))) == [
             at for at, v in enumerate(values) if v == pivot
@@ -231,6 +236,9 @@ class ValueTests(BackendHooks):
         ],
     )  # fmt: skip
     async def test_conditions_on_declared_columns(self, backend: DataBackend, datatype: str, values: list[Any]) -> None:
+        if isinstance(values[0], self.as_text):
+            return
+        values = [self.held(each) for each in values]
         await self.create(backend, TableSchema("t", {"id": "int64", "v": datatype, "n": "int64"}, ("id",)))
         await self.insert(backend, "t", *({"id": at, "v": each, "n": 0} for at, each in enumerate([*values, None])))
         for operator, expected in (("==", [1]), (">", [2]), ("<", [0])):
@@ -238,6 +246,16 @@ class ValueTests(BackendHooks):
             assert (await self.update(backend, "t", {"n": 1}, ("v", operator, values[1]))).ids == expected
         assert await self.column(backend, "t", "n") == [1, 1, 1, 0]
         assert (await self.delete(backend, "t", ("v", "<", values[2]))).ids in ([0, 1], [1, 0])
+
+    async def test_dates_of_other_years_are_refused(self, backend: DataBackend) -> None:
+        first, last = self.years
+        if self.years == (1, 9999):
+            return
+        await self.insert(backend, "t", {"id": 0, "d": date(2000, 1, 1), "t": datetime(2000, 1, 1)})
+        for bad in ({"d": date(first - 1, 12, 31)}, {"d": date(last + 1, 1, 1)}, {"t": datetime(last + 1, 1, 1)}):
+            with pytest.raises(DatatypeError, match=f"row 1.*{first} to {last}"):
+                await self.insert(backend, "t", {"id": 1}, {"id": 2, **bad})
+        assert await self.ids(backend, self.language.table("t")) == [0]
 
     async def test_nan_is_found_and_is_not_smaller(self, backend: DataBackend) -> None:
         if not self.every_float:

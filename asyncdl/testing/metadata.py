@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -209,6 +210,13 @@ class MetadataStoreTests(ABC):
         return {kind: sorted(map(repr, await self.raw(where, kind))) for kind in KINDS}
 
     # opening and closing
+
+    async def test_what_time_it_is_for_the_store(self, store: MetadataStore) -> None:
+        assert abs(store.clock.now() - time.time()) < 300  # it may be another machine's
+        [timed, untimed] = await store.commit(replace(event(), created=1.5), replace(event(), created=0.0))
+        assert timed.created == 1.5
+        assert abs(untimed.created - store.clock.now()) < 300
+        assert [each.created for each in await store.events(0)] == [timed.created, untimed.created]
 
     @pytest.mark.parametrize("use", READS.values(), ids=READS.keys())
     async def test_use_before_open_and_after_close_is_refused(

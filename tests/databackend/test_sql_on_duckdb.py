@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -234,6 +235,41 @@ async def test_closing_while_busy(tmp_path: Path) -> None:
         _ = [page async for page in stream]
     found = run(tmp_path, "SELECT count(*) FROM t")[0][0]
     assert found == (20_000 if isinstance(results[1], BaseException) else 40_000), results[1]
+
+
+class Held(list[Any]):
+    """Parameters that a statement is given when they are let go: it is on its thread, and has not begun."""
+
+    def __init__(self) -> None:
+        super().__init__([7])
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.reached.set()
+        self.go.wait(60)
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+async def test_an_interrupt_before_a_statement_begins_is_not_lost(tmp_path: Path, how: str) -> None:
+    backend = SQLDataBackend(DuckDBDatabase(tmp_path / FILE), Datatypes(allow_pickle=False))
+    await backend.open()
+    await write(backend, table("t").insert([{"id": n} for n in range(20_000)]))
+    held = Held()
+    endless = "SELECT count(*) FROM t AS a, t AS b, t AS c WHERE a.id + b.id + c.id = ?"
+    reading = asyncio.create_task(backend.database.fetch(endless, held))
+    await asyncio.to_thread(held.reached.wait)
+    if how == "cancelled":
+        reading.cancel()
+        await asyncio.wait([reading])
+        held.go.set()
+        await backend.aclose()
+    else:
+        closing = asyncio.create_task(backend.aclose())
+        asyncio.get_running_loop().call_later(0.05, held.go.set)
+        await closing
+        with pytest.raises(ClosedError):
+            await reading
 
 
 async def test_a_file_that_goes_behind_our_back(tmp_path: Path) -> None:
