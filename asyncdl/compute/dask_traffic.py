@@ -105,21 +105,16 @@ class Fetches:
 
         Note for implementers: who waits for this must not be cancelled, for Dask gathers for several what it gathers for one.
         """
-        from distributed import wait  # noqa: PLC0415 - heavy: only where Dask is used
-        from distributed.client import FuturesCancelledError  # noqa: PLC0415
-
-        try:
-            await wait([future])
-        except FuturesCancelledError:
-            return await self._client.gather(future)  # raises, saying why
-        if future.status == "finished":
-            fetched = asyncio.get_running_loop().create_future()
-            self._ended.append((future, fetched))
-            if self._under_way < _FETCHES:
-                self._under_way += 1
-                self._spawn(self._fetch())
-            if await fetched is not None:
-                return fetched.result()
+        error = await future.exception()
+        if error is not None:
+            raise error
+        fetched = asyncio.get_running_loop().create_future()
+        self._ended.append((future, fetched))
+        if self._under_way < _FETCHES:
+            self._under_way += 1
+            self._spawn(self._fetch())
+        if await fetched is not None:
+            return fetched.result()
         return await self._client.gather(future, direct=self.direct)
 
     async def _fetch(self) -> None:
