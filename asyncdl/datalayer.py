@@ -16,9 +16,10 @@ import msgspec
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
+from asyncdl.components.loading import InstalledModelLoader
 from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
-from asyncdl.components.registry import InstalledModelLoader, Registry
+from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend, RowError
 from asyncdl.databackend.base import DataBackend, Key
 from asyncdl.datatypes import Datatypes
@@ -94,9 +95,9 @@ class Datalayer:
         self.metadata = metadata
         self.compute = compute
         self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
-        stores = Stores(metadata, databackend, compute, self._registry, shard_rows)
         self._intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
+        stores = Stores(metadata, databackend, compute, self._registry, self._leases, shard_rows)
         self._dropping = Dropping(stores, self._intents)
         self._installer = Installer(stores, self._leases, self._dropping)
         self._writer = Writer(stores, self._intents)

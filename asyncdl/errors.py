@@ -19,6 +19,7 @@
     │   └── InvalidRowError
     ├── DatatypeError (TypeError)
     ├── ModelError
+    │   ├── ModelNotReadyError
     │   └── ModelOutputError (ValueError)
     ├── ComputeError
     │   ├── WorkerLostError
@@ -114,6 +115,10 @@ class DatatypeError(AsyncDLError, TypeError):
 
 class ModelError(AsyncDLError):
     """A model failed, or could not be called."""
+
+
+class ModelNotReadyError(ModelError):
+    """A model was called that has not been trained yet, or whose training failed."""
 
 
 class ModelOutputError(ModelError, ValueError):

@@ -14,6 +14,9 @@ from typing import Any, Literal, Protocol
 
 Placement = Literal["loop", "thread", "process"]
 
+OWN = "asyncdl:"
+"""What begins the ``uuid`` of a call of a function of asyncdl's own, which is no component: its ``reference`` finds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowError:
@@ -59,6 +62,8 @@ class ModelCall:
         are none, and of none of the second. A type stands for those that derive from it, too.
     resources
         What a worker must have free for each batch (``{"GPU": 1}``), where workers declare what they have: on Dask.
+    long
+        Whether it takes long, and is to keep no other batch from its thread or process.
     """
 
     uuid: str
@@ -76,6 +81,7 @@ class ModelCall:
     retry_on: tuple[str, ...] = ()
     give_up_on: tuple[str, ...] = ()
     resources: dict[str, float] = field(default_factory=dict)
+    long: bool = False
 
     def retries_after(self, error: BaseException) -> bool:
         """Return whether a row on which the model failed so is worth another attempt: by the error's type, never its message."""
@@ -186,3 +192,8 @@ class ComputeBackend(ABC):
     def loops(self) -> int:
         """How many event loops coroutine models run on."""
         return 1
+
+    @property
+    def reachable_at(self) -> str:
+        """The address of this machine at which what runs a task reaches this process."""
+        return "127.0.0.1"
