@@ -15,6 +15,7 @@ from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.databackend.base import DataBackend
 from asyncdl.datalayer import Datalayer
 from asyncdl.datatypes import Datatypes
+from asyncdl.engine import Engine, EngineOptions
 from asyncdl.errors import ClosedError, ConfigurationError, UnknownSchemeError
 from asyncdl.jobs.runner import RunnerOptions
 from asyncdl.metadata.base import MetadataStore
@@ -135,33 +136,39 @@ class Connecting:
                 artifact_store = plan.artifact_store(metadata, databackend, stack)
                 await artifact_store.open()
                 stack.push_async_callback(artifact_store.aclose)
-            db = Datalayer(
+            engine = Engine(
                 databackend,
                 artifact_store,
                 metadata,
                 plan.compute,
                 datatypes=databackend.datatypes,
-                allow_pickle=settings.pickle,
-                max_attempts=settings.job_max_attempts,
-                runner=RunnerOptions(
-                    settings.job_concurrency,
-                    settings.job_lease,
-                    settings.job_backoff,
-                    settings.job_timeout,
-                    settings.job_deadline,
-                ),
-                show=progress.show if progress.wanted(settings.progress) else None,
-                worker=settings.worker,
-                shard_rows=settings.job_shard_rows,
-                reconcile_every=settings.reconcile_every,
+                options=_options(settings),
             )
-            await db.open()
-            db.closes(stack)
-        self._opened = db
-        return db
+            await engine.open()
+            engine.closes(stack)
+        self._opened = Datalayer(engine)
+        return self._opened
 
     def __repr__(self) -> str:
         return f"<asyncdl.connect to {redact(self._settings.databackend)}, not open yet>"
+
+
+def _options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        allow_pickle=settings.pickle,
+        max_attempts=settings.job_max_attempts,
+        runner=RunnerOptions(
+            settings.job_concurrency,
+            settings.job_lease,
+            settings.job_backoff,
+            settings.job_timeout,
+            settings.job_deadline,
+        ),
+        show=progress.show if progress.wanted(settings.progress) else None,
+        worker=settings.worker,
+        shard_rows=settings.job_shard_rows,
+        reconcile_every=settings.reconcile_every,
+    )
 
 
 def _compute(settings: Settings) -> ComputeBackend:

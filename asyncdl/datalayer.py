@@ -3,66 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast, overload
 
 import msgspec
 
-from asyncdl.artifact_store.base import ArtifactStore
-from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component
-from asyncdl.components.loading import InstalledModelLoader
 from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
-from asyncdl.components.registry import Registry
-from asyncdl.compute.base import ComputeBackend, RowError
-from asyncdl.databackend.base import DataBackend, Key
-from asyncdl.datatypes import Datatypes
+from asyncdl.compute.base import RowError
+from asyncdl.databackend.base import Key
+from asyncdl.engine import Engine
 from asyncdl.errors import (
-    ClosedError,
     ConfigurationError,
     InvalidComponentError,
     QueryError,
 )
-from asyncdl.events.bus import EventBus, Handler
-from asyncdl.events.log import EventLog
+from asyncdl.events.bus import Handler
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
-from asyncdl.following import Follower
-from asyncdl.installer import Installed, Installer
-from asyncdl.intents import Intents
-from asyncdl.jobs.board import Jobs
-from asyncdl.jobs.completion import Completion
-from asyncdl.jobs.dropping import Dropping
-from asyncdl.jobs.handle import Added, Follow, Handle, Show, Written
-from asyncdl.jobs.runner import Runner, RunnerOptions
-from asyncdl.jobs.scheduler import Scheduler
-from asyncdl.jobs.ticking import Ticking
-from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import EventRecord, MetadataStore
-from asyncdl.prediction import Predictor
+from asyncdl.installer import Installed
+from asyncdl.jobs.handle import Added, Handle, Written
+from asyncdl.metadata.base import EventRecord
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
-from asyncdl.supervisor import Supervisor
 from asyncdl.transaction import Transaction, transaction
-from asyncdl.writer import Writer
 
 logger = logging.getLogger("asyncdl")
 
 H = TypeVar("H", bound=Handler)
 
-_RECOVER_EVERY = 30.0
 _IDS_IN_AN_EVENT = 5000
 
 
 class Datalayer:
     """What `asyncdl.connect` returns.
 
-    Opening it starts the tasks that follow the event log and run jobs; closing it ends them, and gives jobs under way back to
-    the queue. Two datalayers in one process share nothing.
+    Every method but `on`, `off` and `aclose` raises `ClosedError` before it is opened and after it is closed. Two datalayers
+    in one process share nothing.
 
     Attributes
     ----------
@@ -74,127 +54,39 @@ class Datalayer:
         The jobs: list, retry, cancel.
     """
 
-    def __init__(
-        self,
-        databackend: DataBackend,
-        artifact_store: ArtifactStore,
-        metadata: MetadataStore,
-        compute: ComputeBackend,
-        *,
-        datatypes: Datatypes,
-        allow_pickle: bool = True,
-        max_attempts: int = 3,
-        runner: RunnerOptions | None = None,
-        show: Show | None = None,
-        worker: bool = True,
-        shard_rows: int = 100_000,
-        reconcile_every: float | None = None,
-    ) -> None:
-        self.databackend = databackend
-        self.artifact_store = artifact_store
-        self.metadata = metadata
-        self.compute = compute
-        self._registry = Registry(metadata, artifact_store, datatypes, allow_pickle=allow_pickle)
-        self._intents = Intents(metadata)
-        self._leases = ArtifactLeases(metadata, artifact_store, self._intents)
-        stores = Stores(metadata, databackend, compute, self._registry, self._leases, shard_rows)
-        self._dropping = Dropping(stores, self._intents)
-        self._installer = Installer(stores, self._leases, self._dropping)
-        self._writer = Writer(stores, self._intents)
-        self._predictor = Predictor(stores)
-        self._runner = Runner(stores, runner or RunnerOptions(), self._dropping)
-        self._completion = Completion(metadata)
-        self._follow = Follow(metadata, self._completion, show)
-        self.events = EventLog(metadata)
-        self.jobs = Jobs(metadata, self._runner)
-        self._bus = EventBus(self.events)
-        scheduler = Scheduler(metadata, self._registry, max_attempts=max_attempts)
-        self._worker = worker
-        services = {"handlers": self._run_handlers, "completion": self._completion.run}
-        if worker:
-            services |= {
-                "scheduler": scheduler.run,
-                "runner": self._runner.run,
-                "schedules": Ticking(metadata, self._registry).run,
-                "recovery": self._recover,
-                "follower": Follower(stores, reconcile_every=reconcile_every).run,
-            }
-        self._supervisor = Supervisor(services)
-        self._stack = AsyncExitStack()
-        self._handled_since: int | None = None
-        self._state = "new"
-
-    # opening and closing
-
-    async def open(self) -> Self:
-        """Start working. The stores are open already: `asyncdl.connect` opens those that it makes."""
-        if self._state != "new":
-            raise ClosedError(f"a datalayer is opened once; this one is {self._state}")
-        async with AsyncExitStack() as stack:
-            await self.compute.open(InstalledModelLoader(self._registry))
-            stack.push_async_callback(self.compute.aclose)
-            await self._load_datatypes()
-            self._handled_since = await self.events.last()
-            await self._reconcile_at_start()
-            self._supervisor.start()
-            stack.push_async_callback(self._stop)
-            self._stack = stack.pop_all()
-        self._state = "open"
-        return self
-
-    def closes(self, stack: AsyncExitStack) -> None:
-        """Take over what is to be closed after this datalayer."""
-        self._stack, own = stack.pop_all(), self._stack
-        self._stack.push_async_exit(own)
-
-    async def _run_handlers(self) -> None:
-        since, self._handled_since = self._handled_since, None
-        await self._bus.run(since)
-
-    async def _stop(self) -> None:
-        self.events.close()
-        self._completion.close()
-        await self._writer.aclose()
-        await self._predictor.aclose()
-        await self._supervisor.stop()
-
-    async def _load_datatypes(self) -> None:
-        for record in await self.metadata.components(type_id="datatype"):
-            if self._registry.allow_pickle or not await self.metadata.artifacts(record.uuid):
-                await self._registry.load(record)
-
-    async def _reconcile_at_start(self) -> None:
-        """Have outputs compared with rows that other programs may have written meanwhile."""
-        if self._worker and await self.metadata.components(type_id="listener"):
-            await self.metadata.commit(ReconcileRequested().change())
-
-    async def _recover(self) -> None:
-        """Look, now and then, for what processes that died have left half done."""
-        while True:
-            await self._writer.recover()
-            await self._leases.recover()
-            await self._dropping.recover()
-            await asyncio.sleep(_RECOVER_EVERY)
+    def __init__(self, engine: Engine) -> None:
+        self.databackend = engine.stores.databackend
+        self.artifact_store = engine.artifact_store
+        self.metadata = engine.stores.metadata
+        self.compute = engine.stores.compute
+        self.events = engine.events
+        self.jobs = engine.jobs
+        self._engine = engine
+        self._opened = engine.check_open
+        self._registry = engine.registry
+        self._installer = engine.installer
+        self._writer = engine.writer
+        self._predictor = engine.predictor
+        self._runner = engine.runner
+        self._completion = engine.completion
+        self._follow = engine.follow
+        self._bus = engine.bus
 
     async def drain(self, grace: float) -> None:
         """Claim no more jobs, and wait until those that run have ended, for so many seconds at most; then close it."""
         self._opened()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._runner.drain()
+        await self._engine.drain(grace)
 
     async def aclose(self) -> None:
         """Stop working, and close what `asyncdl.connect` opened; closing twice is allowed.
 
         Batches that run on a thread are waited for; jobs under way go back to the queue, at no cost of an attempt.
         """
-        if self._state != "closed":
-            self._state = "closed"
-            await self._stack.aclose()
+        await self._engine.aclose()
 
     async def __aenter__(self) -> Self:
-        if self._state == "new":
-            await self.open()
+        if self._engine.state == "new":
+            await self._engine.open()
         return self
 
     async def __aexit__(
@@ -202,14 +94,9 @@ class Datalayer:
     ) -> None:
         await self.aclose()
 
-    def _opened(self) -> None:
-        if self._state != "open":
-            what = "closed" if self._state == "closed" else "not open yet: use `async with`, or await it"
-            raise ClosedError(f"this datalayer is {what}")
-
     def __repr__(self) -> str:
         urls = ", ".join(each.url for each in (self.databackend, self.artifact_store, self.metadata, self.compute))
-        return f"<Datalayer of {urls}; {self._state}>"
+        return f"<Datalayer of {urls}; {self._engine.state}>"
 
     # rows
 
