@@ -29,6 +29,7 @@ from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
+from asyncdl.learning import Learning
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.prediction import Predictor
 from asyncdl.supervisor import Supervisor
@@ -71,9 +72,7 @@ class Engine:
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
         intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
-        self.stores = stores = Stores(
-            metadata, databackend, compute, self.registry, self._leases, options.shard_rows
-        )
+        self.stores = stores = Stores(metadata, databackend, compute, self.registry, self._leases, options.shard_rows)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
@@ -81,6 +80,7 @@ class Engine:
         self.runner = Runner(replace(stores, retrain=self.installer.retrain), options.runner, self._dropping)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
+        self.learning = Learning(stores, self.installer, self.follow)
         self.events = EventLog(metadata)
         self.jobs = Jobs(metadata, self.runner)
         self.bus = EventBus(self.events)

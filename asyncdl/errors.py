@@ -11,6 +11,7 @@
     ├── ComponentError
     │   ├── ComponentNotFoundError (LookupError)
     │   ├── ComponentInUseError
+    │   ├── ComponentNotReadyError
     │   ├── InvalidComponentError (ValueError)
     │   └── UnknownComponentTypeError (LookupError)
     ├── QueryError (ValueError)
@@ -19,7 +20,6 @@
     │   └── InvalidRowError
     ├── DatatypeError (TypeError)
     ├── ModelError
-    │   ├── ModelNotReadyError
     │   └── ModelOutputError (ValueError)
     ├── ComputeError
     │   ├── WorkerLostError
@@ -85,6 +85,20 @@ class ComponentInUseError(ComponentError):
     """A component cannot be removed while others refer to it; the message names them."""
 
 
+class ComponentNotReadyError(ComponentError):
+    """A model was called that is still to be trained, a dataset read whose rows are still to be kept; or that failed.
+
+    Attributes
+    ----------
+    failed
+        Whether it failed.
+    """
+
+    def __init__(self, message: str, *, failed: bool = False) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
 class InvalidComponentError(ComponentError, ValueError):
     """A component's declaration contradicts itself or the data it refers to."""
 
@@ -115,10 +129,6 @@ class DatatypeError(AsyncDLError, TypeError):
 
 class ModelError(AsyncDLError):
     """A model failed, or could not be called."""
-
-
-class ModelNotReadyError(ModelError):
-    """A model was called that has not been trained yet, or whose training failed."""
 
 
 class ModelOutputError(ModelError, ValueError):

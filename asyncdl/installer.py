@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,10 +11,14 @@ from typing import Any
 from uuid import uuid4
 
 from asyncdl.artifacts import ArtifactLeases
-from asyncdl.components.component import Component
+from asyncdl.components.component import Component, Part
+from asyncdl.components.dataset import Dataset
 from asyncdl.components.datatype import Datatype
+from asyncdl.components.declaration import pickled
 from asyncdl.components.listener import Listener
+from asyncdl.components.model import Model
 from asyncdl.components.registry import Identity, ListenerState, Prepared, encode_data
+from asyncdl.components.states import ModelState
 from asyncdl.components.table import Table
 from asyncdl.databackend.base import OutputTable, TableSchema
 from asyncdl.datatypes import normalize
@@ -60,6 +65,27 @@ class _Draft:
     changes: list[Change] = field(default_factory=list)
     tables: dict[str, TableSchema] = field(default_factory=dict)
     listeners: dict[str, ListenerState] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What an installation is told besides its components.
+
+    Parameters
+    ----------
+    anew
+        Components of which a new version is installed, though they equal the newest.
+    first, last
+        The range of events that caused it.
+    besides
+        What is committed with it.
+    """
+
+    anew: Collection[Identity] = ()
+    first: int = 0
+    last: int = 0
+    besides: Sequence[Change] = ()
 
 
 class Installer:
@@ -79,8 +105,37 @@ class Installer:
         """Install a component with all that it holds; what is installed already, and equal, is left alone."""
         return await self._install(await self._registry.prepare(component))
 
+    async def retrain(self, identifier: str, first: int = 0, last: int = 0, *besides: Change) -> Installed:
+        """Install a new version of a model, equal to the newest, and new versions of all that use it.
+
+        Parameters
+        ----------
+        first, last
+            The range of events that caused it.
+        besides
+            What is committed with it.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is no such model.
+        InvalidComponentError
+            It has no trainer.
+        """
+        model = await self._registry.load(await self._registry.find("model", identifier))
+        assert isinstance(model, Model)  # noqa: S101 - records of this type become models
+        if model.trainer is None:
+            raise InvalidComponentError(f"{model} has no trainer, so it cannot be trained")
+        new = _substitute(model, {})
+        return await self._install(
+            await self._with_its_users(new), _Order({("model", identifier)}, first, last, besides)
+        )
+
     async def replace(self, component: Component) -> Installed:
         """Install a component as a new version, and new versions of all that use it, which then use this one."""
+        return await self._install(await self._with_its_users(component))
+
+    async def _with_its_users(self, component: Component) -> list[Prepared]:
         old = await self._registry.find(component.type_id, component.identifier)
         replaced: dict[Identity, Component] = {(component.type_id, component.identifier): component}
         for parent in await self._users(old):
@@ -89,7 +144,7 @@ class Installer:
         prepared: dict[Identity, Prepared] = {}
         for each in replaced.values():
             prepared |= {found.identity: found for found in await self._registry.prepare(each)}
-        return await self._install(list(prepared.values()))
+        return list(prepared.values())
 
     async def _users(self, record: ComponentRecord) -> list[ComponentRecord]:
         """Return the newest versions of what uses a component, directly or not, those used first."""
@@ -106,18 +161,18 @@ class Installer:
         await visit(record)
         return list(found.values())
 
-    async def _install(self, prepared: Sequence[Prepared]) -> Installed:
+    async def _install(self, prepared: Sequence[Prepared], order: _Order = _Order()) -> Installed:
         self._check_trust(prepared)
         for _ in range(_ATTEMPTS):
-            draft = await self._draft(prepared)
+            draft = await self._draft(prepared, order)
             if not draft.changes:
                 return Installed(list(draft.records.values()), [])
-            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
+            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()} | draft.blobs
             try:
                 async with self._leases.held(blobs) as release:
                     for data in blobs.values():
                         await self._registry.artifact_store.put(data)
-                    events = await self._commit(draft, release)
+                    events = await self._commit(draft, [*release, *order.besides])
             except ConflictError as error:
                 conflict = error
                 continue
@@ -126,23 +181,28 @@ class Installer:
 
     def _check_trust(self, prepared: Sequence[Prepared]) -> None:
         for each in prepared:
-            if each.declaration.blobs and not self._registry.allow_pickle:
+            trains = isinstance(each.component, Model) and each.component.trainer is not None
+            if (each.declaration.blobs or trains) and not self._registry.allow_pickle:
                 raise UntrustedArtifactError(
-                    f"{each.component} holds an object that no import path leads to, so it would be stored as a pickle, and "
-                    "the setting pickle=False forbids decoding it; move it to an importable module"
+                    f"{each.component} holds an object that no import path leads to (or is trained), so it would be stored as "
+                    "a pickle, and the setting pickle=False forbids decoding it; move it to an importable module"
                 )
 
-    async def _draft(self, prepared: Sequence[Prepared]) -> _Draft:
+    async def _draft(self, prepared: Sequence[Prepared], order: _Order) -> _Draft:
         draft = _Draft()
+        anew = set(order.anew)
         for each in prepared:
             newest = await self._registry.newest(*each.identity)
-            if newest is not None and newest.fingerprint == each.declaration.fingerprint:
+            if not anew.isdisjoint(each.children):  # it uses what is installed anew, and so is itself
+                anew.add(each.identity)
+            same = newest is not None and newest.fingerprint == each.declaration.fingerprint
+            if newest is not None and same and each.identity not in anew:
                 draft.records[each.identity] = newest
             else:
-                await self._draft_one(each, newest, draft)
+                await self._draft_one(each, newest, draft, order)
         return draft
 
-    async def _draft_one(self, each: Prepared, newest: ComponentRecord | None, draft: _Draft) -> None:
+    async def _draft_one(self, each: Prepared, newest: ComponentRecord | None, draft: _Draft, order: _Order) -> None:
         component = each.component
         children = {identity: draft.records[identity].uuid for identity in each.children}
         links = list(children.values())
@@ -152,11 +212,14 @@ class Installer:
         elif isinstance(component, Datatype):
             self._registry.register(component)
         elif isinstance(component, Listener):
-            for upstream in sorted(component.listeners()):
-                known = draft.records.get(("listener", upstream))
-                links.append((known or await self._registry.find("listener", upstream)).uuid)
             found = await self._draft_listener(component, uuid, draft)
             state, status = found.dumps(), "pending" if component.active else "ready"
+        elif isinstance(component, (Model, Dataset)):
+            state, status = await self._draft_learning(component, draft)
+        for upstream in sorted(component.listeners()):
+            known = draft.records.get(("listener", upstream))
+            links.append((known or await self._registry.find("listener", upstream)).uuid)
+        trained = [] if not isinstance(component, Model) else filter(None, [ModelState.loads(state).trained])
         record = ComponentRecord(
             uuid=uuid,
             type_id=component.type_id,
@@ -170,10 +233,45 @@ class Installer:
         )
         draft.records[each.identity] = record
         identity = record.identity
-        draft.changes.append(PutComponent(record, list(dict.fromkeys(links)), list(each.declaration.blobs)))
-        draft.changes.append(ComponentAdded(**identity).change())
+        artifacts = dict.fromkeys([*each.declaration.blobs, *trained])
+        draft.changes.append(PutComponent(record, list(dict.fromkeys(links)), list(artifacts)))
+        draft.changes.append(ComponentAdded(**identity).change(order.first, order.last))
         if status == "ready":
-            draft.changes.append(ComponentReady(**identity).change())
+            draft.changes.append(ComponentReady(**identity).change(order.first, order.last))
+
+    async def _draft_learning(self, component: Model | Dataset, draft: _Draft) -> tuple[str, str]:
+        """Check what a model is trained on, or a dataset made of; return the component's state and status."""
+        if isinstance(component, Dataset):
+            schema = await self._checked(component, component.select, draft)
+            if not schema.primary_key:
+                raise InvalidComponentError(
+                    f"{component}: its select must keep the primary key of {component.select.root()!r}, by which rows are "
+                    f"sampled and folded; it has {', '.join(schema.columns)}"
+                )
+            return "{}", "pending"
+        if component.trained is not None:
+            blobs: dict[str, bytes] = {}
+            trained = await asyncio.to_thread(pickled, component.trained, blobs)
+            draft.blobs |= blobs
+            return ModelState(trained=trained).dumps(), "ready"
+        if component.trainer is None:
+            return "{}", "ready"
+        select = component.trainer.select
+        if not isinstance(select, Dataset):
+            _check_named(component, component.trainer.columns, await self._checked(component, select, draft))
+        return "{}", "pending"
+
+    async def _checked(self, component: Component, select: Any, draft: _Draft) -> TableSchema:
+        """Return the columns of a select, which may read what is still to be made."""
+        outputs = await self._registry.outputs_of(select, draft.listeners)
+        unmade = draft.tables if draft.tables or draft.listeners else None
+        try:
+            return await self._databackend.check(select, outputs, unmade)
+        except TableNotFoundError as error:
+            raise TableNotFoundError(
+                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
+                f"it: Table({select.root()!r}, {{column: datatype, ...}})"
+            ) from error
 
     async def _draft_table(self, component: Table, draft: _Draft) -> None:
         declared = self._databackend.as_made(component.schema())
@@ -197,16 +295,8 @@ class Installer:
         """Check a listener against the data; return what is known of it."""
         select = component.select
         assert isinstance(select, QUERIES)  # noqa: S101 - the listener's own check
-        outputs = await self._registry.outputs_of(select, draft.listeners)
+        schema = await self._checked(component, select, draft)
         root = select.root()
-        unmade = draft.tables if draft.tables or draft.listeners else None
-        try:
-            schema = await self._databackend.check(select, outputs, unmade)
-        except TableNotFoundError as error:
-            raise TableNotFoundError(
-                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
-                f"it: Table({root!r}, {{column: datatype, ...}})"
-            ) from error
         base = draft.tables.get(root) or await self._databackend.schema(root)
         assert base is not None  # noqa: S101 - `check` has found it
         _check_columns(component, schema, base)
@@ -340,16 +430,20 @@ def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) 
             f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
             f"one row for each key; select has the columns {', '.join(schema.columns)}"
         )
-    for column in component.columns:
-        if column not in schema.columns and not schema.open:
-            raise UnknownColumnError(
-                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
-            )
+    _check_named(component, component.columns, schema)
     if component.identifier in base.columns:
         raise InvalidComponentError(
             f"{component}: the table {base.name!r} has a column of this name, which its outputs would be read by; "
             "give the listener another identifier"
         )
+
+
+def _check_named(component: Component, columns: Iterable[str], schema: TableSchema) -> None:
+    for column in columns:
+        if column not in schema.columns and not schema.open:
+            raise UnknownColumnError(
+                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
+            )
 
 
 def _substitute(component: Component, replaced: Mapping[Identity, Component]) -> Component:
@@ -358,6 +452,10 @@ def _substitute(component: Component, replaced: Mapping[Identity, Component]) ->
     def exchange(value: Any) -> Any:
         if isinstance(value, Component):
             return replaced.get((value.type_id, value.identifier), value)
+        if isinstance(value, Part):
+            return dataclasses.replace(
+                value, **{each.name: exchange(getattr(value, each.name)) for each in dataclasses.fields(value)}
+            )
         if isinstance(value, Mapping):
             return {key: exchange(each) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
@@ -365,4 +463,7 @@ def _substitute(component: Component, replaced: Mapping[Identity, Component]) ->
         return value
 
     fields = {each.name: exchange(value) for each, value in component.declared_fields()}
-    return dataclasses.replace(component, **fields, version=None, uuid=None)
+    undeclared: dict[str, Any] = {
+        each.name: each.default for each in dataclasses.fields(component) if not each.metadata.get("declared", True)
+    }
+    return dataclasses.replace(component, **fields, **undeclared)

@@ -17,7 +17,7 @@ from uuid import uuid4
 from asyncdl.components.model import Model, Signature
 from asyncdl.components.registry import not_ready
 from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, RowError
-from asyncdl.errors import ClosedError, ComponentNotFoundError, ModelError, ModelNotReadyError, WorkerLostError
+from asyncdl.errors import ClosedError, ComponentNotFoundError, ComponentNotReadyError, ModelError, WorkerLostError
 from asyncdl.jobs.work import Stores
 
 BATCH = 256
@@ -126,7 +126,7 @@ class Predictor:
                 raise ComponentNotFoundError(f"model {identifier!r} has been removed")
             record = records[0]
             if record.status != "ready":
-                raise ModelNotReadyError(not_ready(record))
+                raise ComponentNotReadyError(not_ready(record), failed=record.status == "failed")
         model = await registry.load(record)
         assert isinstance(model, Model)  # noqa: S101 - records of this type become models
         return model, registry.call(model, record, signature)

@@ -76,7 +76,9 @@ def _encode_field(field: dataclasses.Field[Any], value: Any, blobs: dict[str, by
     if field.metadata.get("blob"):
         return encode_blob(value, blobs), fingerprint(value)
     if isinstance(value, Part):
-        encoded = {each.name: _encode_field(each, getattr(value, each.name), blobs) for each in dataclasses.fields(value)}
+        encoded = {
+            each.name: _encode_field(each, getattr(value, each.name), blobs) for each in dataclasses.fields(value)
+        }
         trees, prints = ({name: pair[at] for name, pair in encoded.items()} for at in (0, 1))
         return {"$": "part", "v": [value.part_id, trees]}, [value.part_id, prints]
     tree = _encode(value)
@@ -97,16 +99,27 @@ def _encode(value: Any) -> Any:
 
 def encode_blob(value: Any, blobs: dict[str, bytes]) -> Any:
     """Return the tree of an object: its import path, or the hash of its pickle, which is added to ``blobs``."""
+    if value is None:
+        return {"$": "value", "v": None}
     reference = reference_of(value)
-    if reference is not None:
-        return {"$": "reference", "v": reference}
+    return {"$": "artifact", "v": pickled(value, blobs)} if reference is None else {"$": "reference", "v": reference}
+
+
+def pickled(value: Any, blobs: dict[str, bytes]) -> str:
+    """Return the hash of an object's pickle, which is added to ``blobs``.
+
+    Raises
+    ------
+    InvalidComponentError
+        It cannot be pickled.
+    """
     try:
         data = cloudpickle.dumps(value, protocol=5)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidComponentError(f"{value!r} cannot be pickled: {error}") from error
     sha256 = hashlib.sha256(data).hexdigest()
     blobs[sha256] = data
-    return {"$": "artifact", "v": sha256}
+    return sha256
 
 
 def restore(

@@ -19,7 +19,7 @@ from asyncdl.components.states import ModelState, readable_state
 from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, ModelNotReadyError, QueryError
+from asyncdl.errors import ComponentNotFoundError, ComponentNotReadyError, InvalidComponentError, QueryError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
 from asyncdl.query import AnyQuery, output_roots
 
@@ -281,7 +281,7 @@ class Registry:
         ------
         ComponentNotFoundError
             There is none.
-        ModelNotReadyError
+        ComponentNotReadyError
             None has been trained yet.
         """
         newest = await self.find("model", identifier)
@@ -290,15 +290,13 @@ class Registry:
         records = await self.metadata.components(type_id="model", identifier=identifier)
         ready = [record for record in records if record.status == "ready"]
         if not ready:
-            raise ModelNotReadyError(not_ready(newest))
+            raise ComponentNotReadyError(not_ready(newest), failed=newest.status == "failed")
         return ready[-1]
 
     def call(self, model: Model, record: ComponentRecord, signature: Signature) -> ModelCall:
         """Return how a worker calls an installed model for inputs that are passed so."""
         trained = ModelState.of(record).trained
-        source = (
-            {"$": "artifact", "v": trained} if trained else msgspec.json.decode(record.data)["fields"]["object"]
-        )
+        source = {"$": "artifact", "v": trained} if trained else msgspec.json.decode(record.data)["fields"]["object"]
         return ModelCall(
             uuid=record.uuid,
             artifact=source["v"] if source["$"] == "artifact" else None,

@@ -35,7 +35,12 @@ class ModelState:
     @classmethod
     def of(cls, record: ComponentRecord) -> ModelState:
         """Return the state of an installed model."""
-        return cls(**codec.loads(record.state))
+        return cls.loads(record.state)
+
+    @classmethod
+    def loads(cls, text: str) -> ModelState:
+        """Return it from JSON."""
+        return cls(**codec.loads(text))
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,14 @@ import msgspec
 from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import signature_of
-from asyncdl.components.registry import ListenerState, with_datatype
+from asyncdl.components.registry import ListenerState, not_ready, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
     ComponentNotFoundError,
+    ComponentNotReadyError,
     ConflictError,
     DatatypeError,
     LeaseLostError,
@@ -167,6 +168,8 @@ class ListenerWork(Work):
         self._listener = component
         self._state = ListenerState.loads(self._record.state)
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
+        if model.status != "ready":
+            raise ComponentNotReadyError(not_ready(model), failed=model.status == "failed")
         self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())

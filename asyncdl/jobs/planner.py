@@ -12,6 +12,7 @@ from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
     Event,
+    JobCancelled,
     JobFailed,
     OutputsReplaced,
     OutputsWritten,
@@ -23,6 +24,8 @@ from asyncdl.events.types import (
     RowsInserted,
     RowsUpdated,
     ScheduleFired,
+    TrainingRequested,
+    ValidationRequested,
 )
 
 BACKFILL = "backfill"
@@ -33,6 +36,14 @@ RECOMPUTE = "recompute"
 """Bring the outputs of all rows up to date."""
 CALL = "call"
 """Call the function of a trigger or schedule."""
+TRAIN = "train"
+"""Train a model."""
+RETRAIN = "retrain"
+"""Install a new version of a model, which is then trained."""
+MATERIALIZE = "materialize"
+"""Keep the rows of a dataset."""
+VALIDATE = "validate"
+"""Measure a model."""
 
 PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
@@ -44,7 +55,10 @@ PLANNED: tuple[type[Event], ...] = (
     RecomputeRequested,
     ReconcileRequested,
     JobFailed,
+    JobCancelled,
     ScheduleFired,
+    TrainingRequested,
+    ValidationRequested,
 )
 """The events that `plan` may answer with jobs."""
 
@@ -77,6 +91,16 @@ class InstalledTrigger:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """What planning knows of a model, in its newest version: whether it is still to be trained, what it is validated by."""
+
+    uuid: str
+    identifier: str
+    untrained: bool = False
+    validation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """What planning knows of the installed components.
 
@@ -84,11 +108,18 @@ class Installation:
     ----------
     calling
         The uuids of the schedules that call a function.
+    datasets
+        The uuids of the datasets whose rows are still to be kept.
+    dependents
+        The uuid of a component that is not ready to those of what needs it.
     """
 
     listeners: Collection[InstalledListener] = ()
     triggers: Collection[InstalledTrigger] = ()
     calling: Collection[str] = ()
+    models: Collection[InstalledModel] = ()
+    datasets: Collection[str] = ()
+    dependents: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +153,10 @@ def plan(event: Event, installed: Installation, first: int, last: int) -> list[P
 
 @plan.register
 def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> list[Plan]:
+    if event.uuid in installed.datasets:
+        return [Plan(MATERIALIZE, event.uuid, event.seq, first, last)]
+    if any(each.uuid == event.uuid and each.untrained for each in installed.models):
+        return [Plan(TRAIN, event.uuid, event.seq, first, last)]
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
         for each in installed.listeners
@@ -132,6 +167,12 @@ def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> 
 @plan.register
 def _(event: ComponentReady, installed: Installation, first: int, last: int) -> list[Plan]:
     """Have those completed that were waiting for it: their own first backfill may have come before all that they read."""
+    if event.type_id == "model":
+        return [
+            Plan(VALIDATE, each.validation, event.seq, first, last, arguments={"model": event.uuid})
+            for each in installed.models
+            if each.uuid == event.uuid and each.validation is not None
+        ]
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
         for each in installed.listeners
@@ -142,14 +183,17 @@ def _(event: ComponentReady, installed: Installation, first: int, last: int) -> 
 @plan.register
 def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[Plan]:
     """Say of all that depends on a failed job that it was not done, and because of what."""
-    found = next((each for each in installed.listeners if each.uuid == event.target), None)
-    if found is None:
-        return []
-    why = f"it depends on job {event.job} ({event.kind} of listener {found.identifier!r}), which failed; retry that"
-    return [
-        Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments={"upstream": event.job})
-        for each in _downstream(found, installed)
-    ]
+    affected = {event.target, *installed.dependents.get(event.target, ())}
+    found = [each for each in installed.listeners if each.uuid in affected]
+    plans: dict[str, Plan] = {}
+    for listener in found:
+        why = f"it depends on job {event.job} ({event.kind} of listener {listener.identifier!r}), which failed; retry that"
+        if listener.uuid != event.target:
+            why = f"it depends on listener {listener.identifier!r}, and that on job {event.job} ({event.kind}), which failed"
+        for each in _downstream(listener, installed):
+            arguments = {"upstream": event.job}
+            plans[each.uuid] = Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments=arguments)
+    return list(plans.values())
 
 
 def _downstream(listener: InstalledListener, installed: Installation) -> list[InstalledListener]:
@@ -191,6 +235,20 @@ def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[
 @plan.register
 def _(event: ScheduleFired, installed: Installation, first: int, last: int) -> list[Plan]:
     return [_call(event.uuid, event, first, last)] if event.uuid in installed.calling else []
+
+
+@plan.register
+def _(event: TrainingRequested, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [
+        Plan(RETRAIN, each.uuid, event.seq, first, last)
+        for each in installed.models
+        if each.identifier == event.identifier
+    ]
+
+
+@plan.register
+def _(event: ValidationRequested, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [Plan(VALIDATE, event.validation, event.seq, first, last, arguments={"model": event.uuid})]
 
 
 def _call(target: str, event: Event, first: int, last: int) -> Plan:

@@ -16,6 +16,7 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.errors import (
     ComponentNotFoundError,
+    ComponentNotReadyError,
     ConflictError,
     JobTimeoutError,
     LeaseLostError,
@@ -29,13 +30,15 @@ from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.planner import BACKFILL
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import Lease, Stores, Work
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
+from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
+_LOOK_AGAIN = 5.0
+"""Seconds after which a job is looked at again whose needs were not ready."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
 
@@ -166,6 +169,8 @@ class Runner:
                 await self._succeed(job, work)
             except StoreUnavailableError as error:
                 await self._postpone(job, error)
+            except ComponentNotReadyError as error:
+                await self._set_aside(job, error)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
@@ -232,6 +237,15 @@ class Runner:
                 wait = min(2 * wait, max(self._options.lease / 3, self._options.backoff))
             else:
                 return
+
+    async def _set_aside(self, job: JobRecord, error: ComponentNotReadyError) -> None:
+        """Look again later at a job that needs what is not ready; such ones are held back before they get here, mostly."""
+        now = time.time()
+        state: JobState = "upstream_failed" if error.failed else "pending"
+        await self._end(
+            job,
+            FinishJob(job.id, self.owner, state, now, error=str(error), not_before=now + _LOOK_AGAIN, refund=True),
+        )
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Sequence
+
+import msgspec
 
 from asyncdl import codec
 from asyncdl.components.fingerprint import reference_of
@@ -12,8 +16,18 @@ from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ComponentEvent, Event
-from asyncdl.jobs.planner import PLANNED, Installation, InstalledListener, InstalledTrigger, Plan, merge, plan
-from asyncdl.metadata.base import JobRecord, MetadataStore, MoveCursor, PutJob
+from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
+from asyncdl.jobs.planner import (
+    PLANNED,
+    Installation,
+    InstalledListener,
+    InstalledModel,
+    InstalledTrigger,
+    Plan,
+    merge,
+    plan,
+)
+from asyncdl.metadata.base import ComponentRecord, JobRecord, MetadataStore, MoveCursor, PutJob
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -36,6 +50,7 @@ class Scheduler:
         self._registry = registry
         self._max_attempts = max_attempts
         self._installation = Installation()
+        self._needs = Needs()
         self._known = -1
         """The position in the log as of which it was read."""
         self._position: int | None = None
@@ -58,17 +73,17 @@ class Scheduler:
         if not records:
             return False
         await self._look_at_components(records[-1].seq)
-        plans = [
-            each
-            for record in records
-            for each in plan(Event.from_record(record), self._installation, record.first, record.last)
-        ]
-        jobs = [PutJob(self._job(each)) for each in merge(plans)]
+        happened = [(Event.from_record(record), record.first, record.last) for record in records]
+        asked = [each for event, first, last in happened for each in plan(event, self._installation, first, last)]
+        jobs = [PutJob(self._job(each)) for each in merge(filter(None, map(self._needs.hold, asked)))]
+        moved = await let_go(self._metadata, self._needs, [event for event, _, _ in happened])
         try:
-            await self._metadata.commit(*jobs, MoveCursor(CURSOR, records[-1].seq, expected=position))
+            await self._metadata.commit(*jobs, *moved, MoveCursor(CURSOR, records[-1].seq, expected=position))
         except ConflictError:
-            logger.debug("another process has scheduled the events after %d", position)
-            self._position = None
+            logger.debug(
+                "another process has scheduled the events after %d, or moved a job that was held back", position
+            )
+            self._position, self._known = None, -1
         else:
             self._position = records[-1].seq
         return True
@@ -76,10 +91,12 @@ class Scheduler:
     async def _look_at_components(self, upto: int) -> None:
         """Read again what is installed if any component was added, became ready, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            self._installation = await self._installed()
+            records = [each for each in await self._metadata.components() if each.status != "retired"]
+            self._needs = await asyncio.to_thread(needs_of, records)  # it decodes queries
+            self._installation = await self._installed(records)
         self._known = upto
 
-    async def _installed(self) -> Installation:
+    async def _installed(self, records: Sequence[ComponentRecord]) -> Installation:
         listeners = [
             InstalledListener(
                 record.uuid,
@@ -98,7 +115,12 @@ class Scheduler:
         ]
         schedules = await self._registry.declared("schedule")
         return Installation(
-            listeners, triggers, [record.uuid for record, found in schedules if found["object"] != _NOTHING]
+            listeners,
+            triggers,
+            [record.uuid for record, found in schedules if found["object"] != _NOTHING],
+            _models(records),
+            [each.uuid for each in records if each.type_id == "dataset" and each.status != "ready"],
+            {uuid: self._needs.dependents(uuid) for uuid in self._needs.unready},
         )
 
     def _job(self, each: Plan) -> JobRecord:
@@ -112,7 +134,20 @@ class Scheduler:
             last=each.last,
             created=time.time(),
             max_attempts=self._max_attempts,
+            not_before=time.time() + HELD if "waits" in payload else 0.0,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,
             priority=10 if each.ids else 0,  # a few rows go before a whole table
         )
+
+
+def _models(records: Sequence[ComponentRecord]) -> list[InstalledModel]:
+    newest = {each.identifier: each for each in records if each.type_id == "model"}
+    found = []
+    for each in newest.values():
+        data = msgspec.json.decode(each.data)
+        untrained = each.status != "ready" and trained_on(data["fields"]) is not None
+        validation = data["fields"].get("validation", {"$": "value"})
+        by = data["children"]["/".join(validation["v"])] if validation["$"] == "component" else None
+        found.append(InstalledModel(each.uuid, each.identifier, untrained, by))
+    return found

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.registry import Registry
@@ -19,22 +19,8 @@ from asyncdl.metadata.base import Change, JobRecord, MetadataStore
 class Retrain(Protocol):
     """Installs a new version of a model, and of what uses it."""
 
-    async def __call__(self, identifier: str, first: int, last: int, *besides: Change) -> None:
+    async def __call__(self, identifier: str, first: int, last: int, *besides: Change) -> Any:
         """Install it, in one commit with other changes; its events are caused by those from ``first`` to ``last``."""
-
-
-class NotReadyError(Exception):
-    """What a job needs is not ready yet, or has failed: it is looked at again, or ends as ``upstream_failed``.
-
-    Parameters
-    ----------
-    failed
-        Whether that is final.
-    """
-
-    def __init__(self, why: str, *, failed: bool) -> None:
-        super().__init__(why)
-        self.failed = failed
 
 
 @dataclass(frozen=True, slots=True)
