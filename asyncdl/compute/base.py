@@ -193,7 +193,6 @@ class ComputeBackend(ABC):
         """How many event loops coroutine models run on."""
         return 1
 
-    @property
-    def reachable_at(self) -> str:
-        """The address of this machine at which what runs a task reaches this process."""
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return the address of this machine at which what runs a task reaches this process; None: it runs in this process."""
         return "127.0.0.1"

@@ -63,15 +63,17 @@ class Link(ABC):
 class LocalLink(Link):
     """The link within the process that asked."""
 
-    def __init__(self, answer: Answer, host: str, port: int, secret: bytes) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._loop = asyncio.get_running_loop()
         self._answer = answer
-        self._remote = (host, port, secret)
+        self.remote: tuple[str, int, bytes] | None = None
         self._answering: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteLink, self._remote
+        if self.remote is None:
+            raise TypeError("this link is within one process")
+        return RemoteLink, self.remote
 
     def ask(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Send a message from a thread."""
@@ -156,14 +158,28 @@ def _stopped() -> JobCancelledError:
 
 
 @asynccontextmanager
-async def linked(answer: Answer, host: str) -> AsyncIterator[LocalLink]:
+async def linked(answer: Answer, host: str | None) -> AsyncIterator[LocalLink]:
     """Take messages for the block.
 
     Parameters
     ----------
     host
-        The address at which other processes reach this one.
+        The address at which other processes reach this one; None: they come from this one.
     """
+    link = LocalLink(answer)
+    try:
+        if host is None:
+            yield link
+        else:
+            async with _served(link, host):
+                yield link
+    finally:
+        await link.aclose()
+
+
+@asynccontextmanager
+async def _served(link: LocalLink, host: str) -> AsyncIterator[None]:
+    """Take other processes' messages."""
     secret = secrets.token_bytes(_SECRET)
     serving: set[asyncio.Task[None]] = set()
 
@@ -178,12 +194,11 @@ async def linked(answer: Answer, host: str) -> AsyncIterator[LocalLink]:
             writer.close()
 
     server = await asyncio.start_server(serve, host, 0)
-    link = LocalLink(answer, host, server.sockets[0].getsockname()[1], secret)
+    link.remote = (host, server.sockets[0].getsockname()[1], secret)
     try:
-        yield link
+        yield
     finally:
         server.close()
-        await link.aclose()
         for task in serving:
             task.cancel()
         if serving:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask, Placement
 from asyncdl.compute.calling import Stop, run, target
 from asyncdl.compute.coroutines import Lane, Pace
 from asyncdl.compute.futures import Loads, TaskFuture
@@ -73,6 +73,10 @@ class LocalComputeBackend(ComputeBackend):
         """Drop a model here and in all children; batches under way keep theirs."""
         if self._running is not None:
             self._running.forget(uuid)
+
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return where a child process reaches this one; threads, and the event loop, are in it."""
+        return "127.0.0.1" if placement == "process" else None
 
     @property
     def parallelism(self) -> int:

@@ -13,6 +13,7 @@ from asyncdl.events.types import (
     ComponentReady,
     Event,
     JobCancelled,
+    JobEvent,
     JobFailed,
     OutputsReplaced,
     OutputsWritten,
@@ -183,13 +184,23 @@ def _(event: ComponentReady, installed: Installation, first: int, last: int) -> 
 @plan.register
 def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[Plan]:
     """Say of all that depends on a failed job that it was not done, and because of what."""
+    return _not_done(event, "failed", installed, first, last)
+
+
+@plan.register
+def _(event: JobCancelled, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Say of all that depends on a training, or a dataset, that was cancelled that it was not done."""
+    return _not_done(event, "was cancelled", installed, first, last) if event.kind in {TRAIN, MATERIALIZE} else []
+
+
+def _not_done(event: JobEvent, ended: str, installed: Installation, first: int, last: int) -> list[Plan]:
     affected = {event.target, *installed.dependents.get(event.target, ())}
     found = [each for each in installed.listeners if each.uuid in affected]
     plans: dict[str, Plan] = {}
     for listener in found:
-        why = f"it depends on job {event.job} ({event.kind} of listener {listener.identifier!r}), which failed; retry that"
+        why = f"it depends on job {event.job} ({event.kind} of listener {listener.identifier!r}), which {ended}; retry that"
         if listener.uuid != event.target:
-            why = f"it depends on listener {listener.identifier!r}, and that on job {event.job} ({event.kind}), which failed"
+            why = f"it depends on listener {listener.identifier!r}, and that on job {event.job} ({event.kind}), which {ended}"
         for each in _downstream(listener, installed):
             arguments = {"upstream": event.job}
             plans[each.uuid] = Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments=arguments)

@@ -27,7 +27,7 @@ from asyncdl.errors import (
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
-from asyncdl.jobs.planner import BACKFILL
+from asyncdl.jobs.planner import BACKFILL, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import Lease, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
@@ -80,6 +80,7 @@ class Runner:
         self._leases: dict[str, Lease] = {}
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
+        self._trainings: set[str] = set()
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -148,11 +149,15 @@ class Runner:
             task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
             self._running[job.id] = task
             self._parts[job.id] = _part(job)
+            if job.kind == TRAIN:
+                self._trainings.add(job.id)
             claimed += 1
         return claimed
 
     def _may_run(self, job: JobRecord) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        if job.kind == TRAIN and len(self._trainings & self._running.keys()) >= max(1, self._options.concurrency // 2):
+            return False  # they take long, and others have work to do as well
         part = _part(job)
         return part is None or part not in self._parts.values()
 
@@ -184,6 +189,7 @@ class Runner:
             self._running.pop(job.id, None)
             self._leases.pop(job.id, None)
             self._parts.pop(job.id, None)
+            self._trainings.discard(job.id)
             self._room.set()
             self._drained.set()
 

@@ -113,7 +113,7 @@ class TrainingWork(Work):
             resources=dict(trainer.resources),
             long=True,
         )
-        async with linked(self._heard, self._stores.compute.reachable_at) as link:
+        async with linked(self._heard, self._stores.compute.reachable_at(call.placement)) as link:
             fitting = Fitting(
                 object=await self._pickled(fields["object"]),
                 fit=None if trainer.fit is None else await self._pickled(own),
