@@ -93,6 +93,7 @@ class Model(Component):
 
     def check(self) -> None:
         """Raise `InvalidComponentError` when the object cannot be called as declared, `DatatypeError` for its datatype."""
+        self._check_parts()
         target = self.target
         made_by_fit = self.trainer is not None and self.trainer.fit is not None and self.trained is None
         if not callable(target) and not made_by_fit:
@@ -112,7 +113,6 @@ class Model(Component):
             raise InvalidComponentError(
                 f"{self}: resources are {dict(self.resources)!r}; their amounts must be positive"
             )
-        self._check_parts()
 
     def _check_parts(self) -> None:
         if self.trainer is not None and not isinstance(self.trainer, Trainer):

@@ -98,7 +98,7 @@ class Trainer(Part):
 
 def columns_in(groups: Any) -> tuple[str, ...]:
     """Return the columns of several groups, each once, in order."""
-    return tuple(dict.fromkeys(name for each in groups for name in ((each,) if isinstance(each, str) else tuple(each))))
+    return tuple(dict.fromkeys(name for each in groups for name in (each if isinstance(each, tuple) else (each,))))
 
 
 def is_coroutine_function(function: Any) -> bool:

@@ -15,7 +15,7 @@ from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, Event
+from asyncdl.events.types import ComponentEvent, Event, JobCancelled, JobFailed
 from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
 from asyncdl.jobs.planner import (
     PLANNED,
@@ -36,7 +36,8 @@ _NOTHING = reference_of(nothing)
 _PAGE = 500
 PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
 """The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
-_COMPONENTS = sorted(each.__name__ for each in ComponentEvent.__subclasses__())
+_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), JobFailed, JobCancelled))
+"""The names of the events after which the installed components may be others, or stand otherwise."""
 
 
 class Scheduler:
@@ -89,7 +90,7 @@ class Scheduler:
         return True
 
     async def _look_at_components(self, upto: int) -> None:
-        """Read again what is installed if any component was added, became ready, or went."""
+        """Read again what is installed if any component was added, became ready, failed, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
             records = [each for each in await self._metadata.components() if each.status != "retired"]
             self._needs = await asyncio.to_thread(needs_of, records)  # it decodes queries
