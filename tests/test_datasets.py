@@ -104,7 +104,7 @@ async def test_artifacts_come_in_parts_and_go_with_the_dataset(db, monkeypatch):
     t = await numbers(db, 5000)
     await db.add(Dataset("large", select=t, valid_fraction=0.5), wait=True)
     shown = await db.show("dataset", "large", -1)
-    assert len(shown["artifacts"]) > 10
+    assert len(shown["artifacts"]) == 10  # a page is not divided
     assert sorted(await ids(db, "large")) == list(range(5000))
     assert await stored(db) == set(shown["artifacts"])
     await db.remove("dataset", "large")

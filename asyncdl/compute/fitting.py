@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import cloudpickle
 
@@ -37,8 +38,6 @@ class Fitting:
         Further keyword arguments.
     method
         What the fitted object will be called by; empty: itself, or its ``predict``.
-    checkpoint
-        The last state that an attempt before this one kept, pickled.
     link
         Where progress and checkpoints go.
     """
@@ -48,45 +47,61 @@ class Fitting:
     arguments: Sequence[tuple[str | None, Sequence[Any]]]
     kwargs: Mapping[str, Any]
     method: str
-    checkpoint: bytes | None
     link: Link
 
 
 def fit(fitting: Fitting) -> bytes:
     """Return the fitted object, pickled."""
     with fitting.link.opened():
+        training = Training(fitting.link)
+        training._begun(fitting.link.ask(training._begin()))
         model, function = _loaded(fitting)
-        args, kwargs = _arguments(function, model, fitting, Training(fitting))
+        args, kwargs = _arguments(function, model, fitting, training)
         return _pickled(function(*args, **kwargs), model, fitting)
 
 
 async def fit_on_loop(fitting: Fitting) -> bytes:
     """Return what a coroutine function fitted, pickled."""
     with fitting.link.opened():
+        training = AsyncTraining(fitting.link)
+        training._begun(await fitting.link.ask_on_loop(training._begin()))
         model, function = await asyncio.to_thread(_loaded, fitting)
-        args, kwargs = _arguments(function, model, fitting, AsyncTraining(fitting))
+        args, kwargs = _arguments(function, model, fitting, training)
         made = await function(*args, **kwargs)
         return await asyncio.to_thread(_pickled, made, model, fitting)
 
 
 class _Reports:
-    def __init__(self, fitting: Fitting) -> None:
-        self._link = fitting.link
-        self._checkpoint = fitting.checkpoint
+    """What both ways to report have in common.
+
+    Dask may run a task again while a first run of it still goes on: so each run has a name, and the last that began is heard.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._run = uuid4().hex
+        self._checkpoint = b""
         self._reported = 0.0
 
     @property
     def restored(self) -> Any:
-        """The state that `checkpoint` kept last, before the process that ran this training died; None: it is the beginning."""
-        return None if self._checkpoint is None else pickle.loads(self._checkpoint)  # noqa: S301 - as the model is
+        """The state that was kept last, where this goes on with what was interrupted; None: it is the beginning."""
+        return pickle.loads(self._checkpoint) if self._checkpoint else None  # noqa: S301 - as the model is
+
+    def _begin(self) -> dict[str, Any]:
+        return {"kind": "begin", "run": self._run}
+
+    def _begun(self, checkpoint: bytes) -> None:
+        self._checkpoint = checkpoint
 
     def _report(self, done: float, total: float | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         now = time.monotonic()
         if not metrics and done != total and now - self._reported < _OFTEN:
             return None
         self._reported = now
+        told = {"done": int(done), "total": None if total is None else int(total)}
         values = {name: float(value) for name, value in metrics.items()}
-        return {"kind": "report", "done": int(done), "total": None if total is None else int(total), "metrics": values}
+        return {"kind": "report", "run": self._run, **told, "metrics": values}
 
 
 class Training(_Reports):
@@ -118,7 +133,7 @@ class Training(_Reports):
         JobCancelledError
             As `report` does.
         """
-        self._link.ask({"kind": "checkpoint"}, cloudpickle.dumps(state, protocol=5))
+        self._link.ask({"kind": "checkpoint", "run": self._run}, cloudpickle.dumps(state, protocol=5))
 
 
 class AsyncTraining(_Reports):
@@ -133,7 +148,7 @@ class AsyncTraining(_Reports):
     async def checkpoint(self, state: Any) -> None:
         """Keep a state, as `Training.checkpoint` does."""
         body = await asyncio.to_thread(cloudpickle.dumps, state, protocol=5)
-        await self._link.ask_on_loop({"kind": "checkpoint"}, body)
+        await self._link.ask_on_loop({"kind": "checkpoint", "run": self._run}, body)
 
 
 def _loaded(fitting: Fitting) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ one, which proves itself by a secret that travelled with the task. What it carri
 no objects. ::
 
     secret (32 bytes); then for each message: 8 bytes length of the head, 8 bytes length of the body, head, body
-    answer to each: one byte, 1: go on, 0: stop
+    answer to each: one byte, 1: go on, 0: stop; after a 1, 8 bytes length of what is answered, and that
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from asyncdl.errors import JobCancelledError
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[dict[str, Any], bytes], Awaitable[None]]
-"""Takes a message; what it raises says that the task is to stop."""
+Answer = Callable[[dict[str, Any], bytes], Awaitable[bytes]]
+"""Takes a message, and answers it; what it raises says that the task is to stop."""
 
-_LENGTHS = struct.Struct("!QQ")
+_LENGTHS, _LENGTH = struct.Struct("!QQ"), struct.Struct("!Q")
 _SECRET = 32
 _HEAD = 1024 * 1024
 """Bytes of a head, at most: a longer one is none of ours."""
 _CONNECT = 10.0
+_PART = 1024 * 1024
 
 
 class Link(ABC):
     """Sends messages, and waits until each has been dealt with."""
 
     @abstractmethod
-    def ask(self, head: dict[str, Any], body: bytes = b"") -> None:
-        """Send a message, from any thread but that of the event loop.
+    def ask(self, head: dict[str, Any], body: bytes = b"") -> bytes:
+        """Send a message, from any thread but that of the event loop, and return the answer.
 
         Raises
         ------
@@ -51,7 +52,7 @@ class Link(ABC):
         """
 
     @abstractmethod
-    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> None:
+    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> bytes:
         """Send a message from the event loop."""
 
     @contextmanager
@@ -67,7 +68,7 @@ class LocalLink(Link):
         self._loop = asyncio.get_running_loop()
         self._answer = answer
         self.remote: tuple[str, int, bytes] | None = None
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Task[bytes]] = set()
         self._closed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,18 +76,18 @@ class LocalLink(Link):
             raise TypeError("this link is within one process")
         return RemoteLink, self.remote
 
-    def ask(self, head: dict[str, Any], body: bytes = b"") -> None:
+    def ask(self, head: dict[str, Any], body: bytes = b"") -> bytes:
         """Send a message from a thread."""
         asking = self.ask_on_loop(head, body)
         try:
-            asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+            return asyncio.run_coroutine_threadsafe(asking, self._loop).result()
         except JobCancelledError:
             raise
         except BaseException as error:  # the loop has ended, or cancelled the answer
             asking.close()
             raise _stopped() from error
 
-    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> None:
+    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> bytes:
         """Send a message from the event loop."""
         if self._closed:
             raise _stopped()
@@ -94,12 +95,12 @@ class LocalLink(Link):
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
         try:
-            await asyncio.shield(task)
+            return await asyncio.shield(task)
         except Exception as error:
             raise _stopped() from error
 
-    async def _answered(self, head: dict[str, Any], body: bytes) -> None:
-        await self._answer(head, body)
+    async def _answered(self, head: dict[str, Any], body: bytes) -> bytes:
+        return await self._answer(head, body)
 
     async def aclose(self) -> None:
         """Answer no more."""
@@ -134,23 +135,33 @@ class RemoteLink(Link):
             if self._socket is not None:
                 self._socket.close()
 
-    def ask(self, head: dict[str, Any], body: bytes = b"") -> None:
+    def ask(self, head: dict[str, Any], body: bytes = b"") -> bytes:
         """Send a message."""
         if self._socket is None:
-            return
+            return b""
         encoded = codec.dumps(head)
         try:
             self._socket.sendall(_LENGTHS.pack(len(encoded), len(body)) + encoded)
             self._socket.sendall(body)
-            go_on = self._socket.recv(1) == b"\1"
+            if self._received(1) != b"\1":
+                raise _stopped()
+            return self._received(_LENGTH.unpack(self._received(_LENGTH.size))[0])
         except OSError as error:
             raise _stopped() from error
-        if not go_on:
-            raise _stopped()
 
-    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> None:
+    def _received(self, size: int) -> bytes:
+        assert self._socket is not None  # noqa: S101 - it is open, or nothing was sent
+        data = bytearray()
+        while len(data) < size:
+            part = self._socket.recv(min(size - len(data), _PART))
+            if not part:
+                raise ConnectionError("the connection has ended")
+            data += part
+        return bytes(data)
+
+    async def ask_on_loop(self, head: dict[str, Any], body: bytes = b"") -> bytes:
         """Send a message, in a thread."""
-        await asyncio.to_thread(self.ask, head, body)
+        return await asyncio.to_thread(self.ask, head, body)
 
 
 def _stopped() -> JobCancelledError:
@@ -217,9 +228,10 @@ async def _serve(link: LocalLink, reader: asyncio.StreamReader, writer: asyncio.
             head = codec.loads(await reader.readexactly(head_length))
             body = await reader.readexactly(body_length)
             try:
-                await link.ask_on_loop(head, body)
+                answer = await link.ask_on_loop(head, body)
             except JobCancelledError:
                 writer.write(b"\0")
             else:
-                writer.write(b"\1")
+                writer.write(b"\1" + _LENGTH.pack(len(answer)))
+                writer.write(answer)
             await writer.drain()

@@ -24,7 +24,7 @@ from asyncdl.components.training import Trainer
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.compute.fitting import FIT, FIT_ON_LOOP, FITTING, Fitting
 from asyncdl.compute.links import linked
-from asyncdl.errors import ComponentNotFoundError, ModelError
+from asyncdl.errors import ComponentNotFoundError, JobCancelledError, ModelError
 from asyncdl.events.types import ComponentReady, MetricReported
 from asyncdl.jobs.rows import grouped, pages_of_dataset, pages_of_query, values
 from asyncdl.jobs.work import Stores, Work
@@ -48,6 +48,7 @@ class TrainingWork(Work):
         self._total: int | None = None
         self._kept: dict[str, Any] = {}
         self._failure: Exception | None = None
+        self._run = ""
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
@@ -102,8 +103,6 @@ class TrainingWork(Work):
     async def _fitted(self, model: Model, trainer: Trainer, arguments: list[tuple[str | None, Sequence[Any]]]) -> bytes:
         """Return the trained object, pickled."""
         fields = msgspec.json.decode(self._model.data)["fields"]
-        store = self._stores.registry.artifact_store
-        kept = self._kept.get("checkpoint")
         own = {"$": "value", "v": None} if trainer.fit is None else fields["trainer"]["v"][1]["fit"]
         call = ModelCall(
             uuid=FITTING if trainer.placement != "loop" else f"{FITTING}-on-loop",
@@ -120,7 +119,6 @@ class TrainingWork(Work):
                 arguments=arguments,
                 kwargs=dict(trainer.kwargs),
                 method=model.method or "",
-                checkpoint=None if kept is None else await store.get(kept),
                 link=link,
             )
             key = f"asyncdl-{self._job.id}-{self._job.attempts}"
@@ -145,13 +143,27 @@ class TrainingWork(Work):
 
     # what is heard of it
 
-    async def _heard(self, head: dict[str, Any], body: bytes) -> None:
+    async def _heard(self, head: dict[str, Any], body: bytes) -> bytes:
+        """Do what a message asks for; what is raised ends the fit that sent it."""
         async with self._one_at_a_time:
+            if head["kind"] == "begin":
+                self._run = head["run"]
+            elif head["run"] != self._run:
+                raise JobCancelledError(f"another run of job {self._job.id} has begun")
             try:
-                await (self._keep(body) if head["kind"] == "checkpoint" else self._report(head))
+                return await self._dealt_with(head, body)
             except Exception as error:
                 self._failure = self._failure or error
                 raise
+
+    async def _dealt_with(self, head: dict[str, Any], body: bytes) -> bytes:
+        if head["kind"] == "report":
+            await self._report(head)
+        elif head["kind"] == "checkpoint":
+            await self._keep(body)
+        elif "checkpoint" in self._kept:
+            return await self._stores.registry.artifact_store.get(self._kept["checkpoint"])
+        return b""
 
     async def _report(self, head: dict[str, Any]) -> None:
         self._done, self._total = head["done"], head["total"]
