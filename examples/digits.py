@@ -16,10 +16,6 @@ import asyncdl
 from asyncdl import Dataset, Listener, Metric, Model, OutputsWritten, Table, Trainer, Validation
 
 
-def macro_f1(targets, outputs):
-    return f1_score(targets, outputs, average="macro")
-
-
 async def main(uri="sqlite://digits.db", compute="local"):
     images, labels = load_digits(return_X_y=True)
     rows = [{"id": n, "image": image, "label": int(labels[n])} for n, image in enumerate(images)]
@@ -36,7 +32,7 @@ async def main(uri="sqlite://digits.db", compute="local"):
             validation=Validation(
                 "on_known_digits",
                 datasets=[known],
-                metrics=[Metric("accuracy", accuracy_score), Metric("f1", macro_f1)],
+                metrics=[Metric("accuracy", accuracy_score), Metric("f1", f1_score, kwargs={"average": "macro"})],
                 key=("image", "label"),
             ),
         )
