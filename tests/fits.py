@@ -110,3 +110,17 @@ def of_means(model: Any, X: list[float], y: list[float]) -> Any:
     trained = Mean()
     trained.fit(X, y)
     return trained.predict
+
+
+def wide_mean(model: Mean, X: list[float], y: list[float], *, plus: float) -> None:
+    model.mean = sum(y) / len(y) + plus
+
+
+def never_ends(model: Mean, X: list[Any], y: list[Any], training: Training, *, pid: str) -> None:
+    Path(pid).write_text(str(os.getpid()))
+    training.report(1, 2, begun=1)
+    time.sleep(600)
+
+
+def naps(model: Mean, X: list[Any], y: list[Any]) -> None:
+    time.sleep(2)

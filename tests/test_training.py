@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import psutil
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import SGDClassifier
@@ -13,6 +14,7 @@ from sklearn.svm import SVC
 
 import asyncdl
 from asyncdl import (
+    Application,
     ComponentReady,
     Dataset,
     JobFailed,
@@ -340,6 +342,85 @@ async def test_a_request_for_a_training_is_waited_for_to_its_end_and_is_one_vers
     await db.wait_idle()
     assert await db.show("model", "mean") == [0, 1]
     assert [each.status for each in await db.metadata.components(type_id="model")] == ["ready"] * 2
+
+
+async def test_training_again_twice_at_once_ends_with_the_newest(db):
+    t = await numbers(db)
+    await db.add(means(db, mean(db)), wait=True)
+    await db.execute(t.insert({"id": 4, "x": 0.0, "y": 65.0}))
+    both = await asyncio.gather(db.train("mean"), db.train("mean"))
+    assert sorted(each.component.version for each in both) == [1, 2]
+    await db.wait_idle()
+    assert await outputs(db) == [(id, 25.0) for id in range(5)]
+    statuses = [each.status for each in await db.metadata.components(type_id="listener")]
+    assert statuses == ["retired", "retired", "ready"]
+    assert await db.jobs.list(state=["failed", "upstream_failed"]) == []
+
+
+async def test_training_again_reaches_all_that_uses_it(db):
+    t = await numbers(db)
+    first = means(db, mean(db))
+    plus = Listener(
+        "plus", model=Model("plus", lambda x: x + 1), key="means", select=t.outputs("means").select("id", "means")
+    )
+    await db.add(Application("app", [first, plus]), wait=True)
+    assert await rows_of(db, t.outputs("plus").select("id", "plus")) == [(id, 16.0) for id in range(4)]
+    await db.execute(t.insert({"id": 4, "x": 0.0, "y": 65.0}))
+    again = await db.train("mean")
+    await again.wait()
+    assert await rows_of(db, t.outputs("plus").select("id", "plus")) == [(id, 26.0) for id in range(5)]
+    assert {kind: await db.show(kind, name) for kind, name in [("application", "app"), ("listener", "plus")]} == {
+        "application": [0, 1],
+        "listener": [0],
+    }
+
+
+async def test_another_declaration_is_trained_and_takes_over(db):
+    t = await numbers(db)
+    await db.add(means(db, mean(db)), wait=True)
+    other = mean(db, fits.wide_mean, kwargs={"plus": 100})
+    await db.replace(other, wait=True)
+    assert await outputs(db) == [(id, 115.0) for id in range(4)]
+    await (await db.execute(t.insert({"id": 4, "x": 0.0, "y": 0.0}))).wait()
+    assert (await outputs(db))[-1] == (4, 115.0)
+
+
+async def test_a_training_in_a_process_is_cancelled_at_once_and_its_process_is_gone(db, tmp_path):
+    await numbers(db)
+    pid = tmp_path / "pid"
+    added = await db.add(mean(db, fits.never_ends, on="process", kwargs={"pid": str(pid)}))
+    async for _ in added.progress():
+        if await db.events.read(0, MetricReported):
+            break
+    [job] = await db.jobs.list(kind="train")
+    await db.jobs.cancel(job.id)
+    with pytest.raises(JobCancelledError):
+        await added.wait()
+    await db.aclose()
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("on", ["thread", "process"])
+async def test_a_training_that_takes_too_long_has_failed(tmp_path, on):
+    uris = {"artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    async with asyncdl.connect(f"sqlite:///{tmp_path / 'app.db'}", **uris, job_max_attempts=1) as db:
+        await numbers(db)
+        with pytest.raises(JobFailedError, match=r"training of model 'mean' version 0 failed.* within 0\.5 s"):
+            await db.add(mean(db, fits.naps, on=on, timeout=0.5), wait=True)
+
+
+async def test_trainings_leave_room_for_others(tmp_path, gate):
+    uris = {"artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    async with asyncdl.connect(f"sqlite:///{tmp_path / 'app.db'}", **uris, job_concurrency=2) as db:
+        t = await numbers(db)
+        for name in "abc":
+            await db.add(mean(db, fits.held, name, kwargs={"name": gate}))
+        await asyncio.to_thread(fits.reached[gate].wait)
+        await db.add(Listener("doubled", model=Model("double", lambda x: 2 * x), key="x", select=t), wait=True)
+        assert [job.state for job in await db.jobs.list(kind="train")].count("running") == 1
+        fits.hold[gate].set()
+        await db.wait_idle()
+        assert {job.state for job in await db.jobs.list(kind="train")} == {"succeeded"}
 
 
 # refused

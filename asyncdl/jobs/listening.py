@@ -19,7 +19,7 @@ import msgspec
 
 from asyncdl import codec
 from asyncdl.components.listener import Listener
-from asyncdl.components.model import signature_of
+from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
@@ -170,7 +170,9 @@ class ListenerWork(Work):
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
         if model.status != "ready":
             raise ComponentNotReadyError(not_ready(model), failed=model.status == "failed")
-        self._call: ModelCall = registry.call(component.model, model, signature_of(component.key))
+        called = await registry.load(model)
+        assert isinstance(called, Model)  # noqa: S101 - as above
+        self._call: ModelCall = registry.call(called, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)

@@ -125,6 +125,8 @@ class TrainingWork(Work):
             future = self._stores.compute.submit(ModelTask(key, call, [fitting]))
             try:
                 [output] = await future
+            except ModelError as error:
+                raise ModelError(f"the training of {model} failed: {error}") from error
             except BaseException:
                 future.cancel()
                 raise
