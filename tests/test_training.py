@@ -357,6 +357,24 @@ async def test_training_again_twice_at_once_ends_with_the_newest(db):
     assert await db.jobs.list(state=["failed", "upstream_failed"]) == []
 
 
+async def test_a_version_that_a_newer_one_overtook_while_it_was_trained_leaves_no_work_behind(db, gate):
+    await numbers(db)
+    fits.hold[gate].set()
+    await db.add(means(db, mean(db, fits.held_once, kwargs={"name": gate})), wait=True)
+    fits.hold[gate].clear()
+    fits.reached[gate].clear()
+    slow = await db.train("mean")
+    await asyncio.to_thread(fits.reached[gate].wait)
+    fits.passes.add(gate)
+    await db.train("mean", wait=True)
+    assert [each.status for each in await db.metadata.components(type_id="listener")] == ["retired", "retired", "ready"]
+    fits.hold[gate].set()
+    with pytest.raises(JobCancelledError, match="replaced by a newer version"):
+        await slow.wait(30)
+    await db.wait_idle(30)
+    assert len(await outputs(db)) == 4
+
+
 async def test_training_again_reaches_all_that_uses_it(db):
     t = await numbers(db)
     first = means(db, mean(db))

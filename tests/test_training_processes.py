@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from tests.test_training_processes import declared
 
 async def main(uri, artifacts, log, on):
     options = {"artifact_store": artifacts} if artifacts else {}
-    async with asyncdl.connect(uri, **options, job_lease=1.0) as db:
+    async with asyncdl.connect(uri, **options, job_lease=1.0, job_max_attempts=100) as db:
         added = await db.add(declared(db, log, on))
         print("added", flush=True)
         await added.wait()
@@ -166,3 +167,28 @@ async def test_a_training_stopped_by_closing_goes_on_when_it_is_opened_again(uri
         [job] = await db.jobs.list(kind="train")
         assert (job.state, job.attempts) == ("succeeded", 1)  # the one that was stopped does not count
         assert epochs_in(log) == "012345"
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_killed_again_and_again_at_any_moment_it_ends_trained_with_nothing_left_over(uris, tmp_path, seed):
+    chance = random.Random(seed)
+    log = tmp_path / "log"
+    async with asyncdl.connect(uris[0], artifact_store=uris[1], worker=False) as db:
+        await insert(db)
+    for _ in range(4):
+        after = f"{chance.uniform(0, 0.15):.4f}"
+        with training(*uris, str(log), "thread", ASYNCDL_TEST_DIES_AFTER=after) as process:
+            await asyncio.to_thread(process.communicate)
+    async with asyncdl.connect(uris[0], artifact_store=uris[1], job_lease=1.0, job_max_attempts=100) as db:
+        await db.wait_idle(60)
+        assert [each.status for each in await db.metadata.components(type_id="model")] == ["ready"]
+        assert await db.predict("mean", 0.0) == 15.0
+        begun = epochs_in(log)
+        assert sorted(set(begun)) == list("012345")
+        assert list(begun) == sorted(begun)  # no epoch that was kept was made again
+        shown = await db.show("model", "mean", -1)
+        seen = 0
+        while await db.metadata.intents():  # what is recovered on open, beside all else
+            seen = await db.metadata.wait_for_commits(seen)
+        assert {sha256 async for sha256 in db.artifact_store.list()} == set(shown["artifacts"])
+        assert len([each for each in await db.events.read(0, ComponentReady) if each.identifier == "mean"]) == 1

@@ -92,7 +92,7 @@ class Scheduler:
     async def _look_at_components(self, upto: int) -> None:
         """Read again what is installed if any component was added, became ready, failed, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
-            records = [each for each in await self._metadata.components() if each.status != "retired"]
+            records = await self._metadata.components()
             self._needs = await asyncio.to_thread(needs_of, records)  # it decodes queries
             self._installation = await self._installed(records)
         self._known = upto
