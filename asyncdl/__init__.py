@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from asyncdl.events.types import ComponentAdded as ComponentAdded
     from asyncdl.events.types import ComponentReady as ComponentReady
     from asyncdl.events.types import ComponentRemoved as ComponentRemoved
+    from asyncdl.events.types import ComponentTuned as ComponentTuned
     from asyncdl.events.types import Event as Event
     from asyncdl.events.types import HandlerFailed as HandlerFailed
     from asyncdl.events.types import JobCancelled as JobCancelled
     from asyncdl.events.types import JobFailed as JobFailed
     from asyncdl.events.types import JobSucceeded as JobSucceeded
+    from asyncdl.events.types import ListenerPaused as ListenerPaused
+    from asyncdl.events.types import ListenerResumed as ListenerResumed
     from asyncdl.events.types import MetricReported as MetricReported
     from asyncdl.events.types import ModelValidated as ModelValidated
     from asyncdl.events.types import OutputsReplaced as OutputsReplaced
@@ -81,11 +84,14 @@ _HOMES = {
         "ComponentAdded",
         "ComponentReady",
         "ComponentRemoved",
+        "ComponentTuned",
         "Event",
         "HandlerFailed",
         "JobCancelled",
         "JobFailed",
         "JobSucceeded",
+        "ListenerPaused",
+        "ListenerResumed",
         "OutputsReplaced",
         "OutputsWritten",
         "RecomputeRequested",

@@ -63,6 +63,7 @@ def copy(
     target_metadata: Annotated[str | None, typer.Option(help="The target's metadata store, if elsewhere.")] = None,
     source_artifacts: Annotated[str | None, typer.Option(help="The source's artifact store, if elsewhere.")] = None,
     target_artifacts: Annotated[str | None, typer.Option(help="The target's artifact store, if elsewhere.")] = None,
+    rows_only: Annotated[bool, typer.Option(help="Leave out components, with their artifacts and outputs.")] = False,
 ) -> None:
     """Copy rows, components, artifacts and outputs from one set of backends to another; stop writing to the source first."""
 
@@ -70,7 +71,7 @@ def copy(
         read = connect(source, metadata_store=source_metadata, artifact_store=source_artifacts, worker=False)
         write = connect(target, metadata_store=target_metadata, artifact_store=target_artifacts, worker=False)
         async with read as one, write as other:
-            async for each in copying.copy(one, other):
+            async for each in copying.copy(one, other, rows_only=rows_only):
                 console.print(f"{each.what} {each.name}: {each.count:,}", highlight=False)
 
     asyncio.run(run())

@@ -7,6 +7,7 @@ source meanwhile: what changes behind the copy's back is not noticed.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +15,16 @@ import msgspec
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.datatype import Datatype
+from asyncdl.components.declaration import asks
 from asyncdl.components.registry import ListenerState, Registry
-from asyncdl.databackend.base import Outputs, OutputTable, Row, TableSchema, WriteRequest
+from asyncdl.databackend.base import Outputs, OutputTable, Row, TableSchema
 from asyncdl.datalayer import Datalayer
 from asyncdl.errors import ConfigurationError
 from asyncdl.events.types import ComponentAdded, ReconcileRequested
 from asyncdl.intents import Intents
 from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
 from asyncdl.query import load_query
+from asyncdl.translation import Translation, as_it_is, to_documents, to_table
 
 _PAGE = 1000
 
@@ -45,22 +48,34 @@ class Copied:
     count: int
 
 
-async def copy(source: Datalayer, target: Datalayer) -> AsyncIterator[Copied]:
+async def copy(source: Datalayer, target: Datalayer, *, rows_only: bool = False) -> AsyncIterator[Copied]:
     """Copy all that one datalayer holds to another, and yield what has been copied as it goes.
 
     Rows and outputs keep their keys, components their versions and uuids. What had no output in the source, or an error in
-    its place, is computed in the target. The event log, jobs and the cursors of subscribers are not copied.
+    its place, is computed in the target. The event log, jobs and the cursors of subscribers are not copied. Between MongoDB
+    and a database that ibis queries, rows are translated as `asyncdl.translation` says.
+
+    Parameters
+    ----------
+    rows_only
+        Leave out components, with their artifacts and outputs.
 
     Raises
     ------
     ConfigurationError
-        One of them is on MongoDB, whose documents and queries are its own; or the target holds a table or component of the
-        same name that is another one. Nothing has been copied then.
+        The target holds a table or component of the same name that is another one; or the two have not the language in
+        common in which listeners and other components of the source select rows. Nothing has been copied then.
+    DatatypeError
+        A row cannot be held by the target: the message names table, key and the value's type. What documents no table can
+        hold is told before anything is copied; otherwise rows before it are there, and another copy goes on.
     """
     copier = _Copier(source, target)
-    await copier.check()
+    await copier.check(rows_only=rows_only)
     async for each in copier.rows():
         yield each
+    if rows_only:
+        await target.metadata.commit(ReconcileRequested().change())  # for the listeners that are there
+        return
     records = await source.metadata.components()
     hashes = {sha256 for record in records for sha256 in await source.metadata.artifacts(record.uuid)}
     leases = ArtifactLeases(target.metadata, target.artifact_store, Intents(target.metadata))
@@ -80,59 +95,91 @@ class _Copier:
     def __init__(self, source: Datalayer, target: Datalayer) -> None:
         self._source = source
         self._target = target
+        self._translations: dict[str, Translation] = {}
         self._registry = Registry(
             source.metadata, source.artifact_store, source.databackend.datatypes, allow_pickle=False
         )
 
-    async def check(self) -> None:
+    async def check(self, *, rows_only: bool) -> None:
         """Raise `ConfigurationError` where the target cannot take what the source holds; make datatypes known to it."""
         source, target = self._source, self._target
         records = await source.metadata.components()
-        if {source.databackend.language, target.databackend.language} != {"ibis"}:
+        if not rows_only:
+            self._check_language(records)
+            await self._check_records(records)
+        for record in records:
+            if record.type_id == "datatype":
+                loaded = await source.load("datatype", record.identifier)
+                assert isinstance(loaded, Datatype)  # noqa: S101 - its record says so
+                target.databackend.datatypes.register(loaded.identifier, loaded.encoder, loaded.decoder)
+        for name in await source.databackend.tables():
+            schema = await source.databackend.schema(name)
+            if schema is not None:
+                self._translations[name] = await self._translation(schema)
+
+    def _check_language(self, records: Sequence[ComponentRecord]) -> None:
+        one, other = self._source.databackend, self._target.databackend
+        if one.language == other.language:
+            return
+        lost = [each for each in records if asks(msgspec.json.decode(each.data)["fields"])]
+        if lost:
+            names = ", ".join(sorted({f"{each.type_id} {each.identifier!r}" for each in lost}))
             raise ConfigurationError(
-                f"{source.databackend.url} and {target.databackend.url} are not both queried by ibis: between them nothing can "
-                "be copied; MongoDB's own mongodump and mongorestore copy a whole database, asyncdl's collections included"
+                f"{names} select rows in the language of {one.url} ({one.language}), which {other.url} ({other.language}) does "
+                "not have: copy rows only (--rows-only), and add what you want of them there"
             )
-        there = {(each.type_id, each.identifier, each.version): each for each in await target.metadata.components()}
+
+    async def _check_records(self, records: Sequence[ComponentRecord]) -> None:
+        there = {
+            (each.type_id, each.identifier, each.version): each for each in await self._target.metadata.components()
+        }
         for record in records:
             found = there.get((record.type_id, record.identifier, record.version))
             if found is not None and found.uuid != record.uuid:
                 raise ConfigurationError(
                     f"the target holds another {record.type_id} {record.identifier!r} version {record.version}"
                 )
-            if record.type_id == "datatype":
-                loaded = await source.load("datatype", record.identifier)
-                assert isinstance(loaded, Datatype)  # noqa: S101 - its record says so
-                target.databackend.datatypes.register(loaded.identifier, loaded.encoder, loaded.decoder)
-        for name in await source.databackend.tables():
-            ours, theirs = await source.databackend.schema(name), await target.databackend.schema(name)
-            if ours and theirs and set(ours.columns) != set(theirs.columns):
-                raise ConfigurationError(f"the target holds a table {name!r} already, with other columns")
+
+    async def _translation(self, ours: TableSchema) -> Translation:
+        source, target = self._source.databackend, self._target.databackend
+        theirs = await target.schema(ours.name)
+        if source.language != target.language:
+            if target.language == "mongodb":
+                return to_documents(ours)
+            async with aclosing(source.rows(ours.name, size=_PAGE)) as documents:  # type: ignore[type-var]
+                return await to_table(ours, documents, theirs)
+        if theirs and not theirs.open and set(ours.columns) != set(theirs.columns):
+            raise ConfigurationError(f"the target holds a table {ours.name!r} already, with other columns")
+        if theirs and theirs.open and not theirs.columns.items() <= ours.columns.items():
+            raise ConfigurationError(f"the target has a collection {ours.name!r} declared already, and otherwise")
+        return as_it_is(ours)
 
     # rows
 
     async def rows(self) -> AsyncIterator[Copied]:
         """Copy every table."""
-        for name in await self._source.databackend.tables():
-            schema = await self._source.databackend.schema(name)
-            if schema is not None:
-                yield Copied("table", name, await self._table(schema))
+        for name, translation in self._translations.items():
+            yield Copied("table", name, await self._table(name, translation))
 
-    async def _table(self, schema: TableSchema) -> int:
-        databackend, query = self._target.databackend, self._source[schema.name]
-        async with databackend.transaction() as tx:
-            await databackend.create_table(schema, tx)
-        kind: Any = "upsert" if schema.primary_key else "insert"
-        if kind == "insert" and await self._any(schema.name):
+    async def _table(self, name: str, translation: Translation) -> int:
+        source, target = self._source.databackend, self._target.databackend
+        async with target.transaction() as tx:
+            await target.create_table(translation.schema, tx)
+        schema = await source.schema(name)
+        if schema is not None and not schema.primary_key and await self._any(name):
             raise ConfigurationError(
-                f"the table {schema.name!r} has no primary key and has rows in the target: they would be there twice"
+                f"the table {name!r} has no primary key and has rows in the target: they would be there twice"
             )
         count = 0
-        async for columns, rows in self._source.databackend.read(query, {}, size=_PAGE):
-            if rows:
-                request = WriteRequest(kind, schema.name, [dict(zip(columns, row, strict=True)) for row in rows])
-                async with databackend.transaction() as tx:
-                    await databackend.write(request, {}, tx)
+        async with aclosing(source.rows(name, size=_PAGE)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                rows = translation.rows(page)
+
+                async def put(rows: Sequence[Mapping[str, Any]] = rows) -> None:
+                    async with target.transaction() as tx:
+                        await target.put_rows(name, rows, tx)
+
+                await target.retrying(put)
                 count += len(rows)
         return count
 

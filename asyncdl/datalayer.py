@@ -29,7 +29,7 @@ from asyncdl.events.bus import Handler
 from asyncdl.events.types import ComponentAdded, Event, ReconcileRequested, RetryRequested
 from asyncdl.installer import Installed
 from asyncdl.jobs.handle import Added, Handle, Written
-from asyncdl.metadata.base import EventRecord
+from asyncdl.metadata.base import ComponentRecord, EventRecord
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
 from asyncdl.transaction import Transaction, transaction
 
@@ -60,7 +60,7 @@ class Datalayer:
         self.databackend = engine.stores.databackend
         self.artifact_store = engine.artifact_store
         self.metadata = engine.stores.metadata
-        self.compute = engine.stores.compute
+        self.compute = engine.compute
         self.events = engine.events
         self.jobs = engine.jobs
         self._engine = engine
@@ -70,6 +70,7 @@ class Datalayer:
         self._writer = engine.writer
         self._predictor = engine.predictor
         self._runner = engine.runner
+        self._pauses = engine.pauses
         self._completion = engine.completion
         self._follow = engine.follow
         self._bus = engine.bus
@@ -216,7 +217,7 @@ class Datalayer:
             if (each.type_id, each.identifier) == (component.type_id, component.identifier)
         ]
         events = installed.events
-        if not events:  # it was there: what it is waiting for, if anything, is to be waited for
+        if not installed.created:  # it was there: what it is waiting for, if anything, is to be waited for
             pending = {each.uuid for each in installed.records if each.status == "pending"}
             names = [each.identifier for each in installed.records if each.uuid in pending]
             stored = await self.metadata.events(0, types=[ComponentAdded.__name__], topics=names) if names else []
@@ -225,7 +226,7 @@ class Datalayer:
             **_range(events),
             follow=self._follow,
             component=await self._registry.load(record),
-            created=bool(installed.events),
+            created=installed.created,
         )
         if wait:
             await added.wait()
@@ -290,6 +291,38 @@ class Datalayer:
         self._opened()
         for job in await self._installer.remove(type_id, identifier, version, recursive=recursive):
             self._runner.stop(job)
+
+    async def pause(self, type_id: str, identifier: str) -> None:
+        """Pause a listener: from now on no job of it begins, in whatever process, until it is resumed.
+
+        Jobs that run end after their batch, and wait as the others do, in the state ``paused``. What is written meanwhile is
+        computed when the listener is resumed, and readers see its outputs as they are. It lasts when the datalayer is closed.
+        Pausing what is paused changes nothing.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.pause(await self._listener(type_id, identifier, "paused"))
+
+    async def resume(self, type_id: str, identifier: str) -> None:
+        """Have a paused listener go on, with all that came meanwhile; it may run already.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        InvalidComponentError
+            It is no listener.
+        """
+        await self._pauses.resume(await self._listener(type_id, identifier, "resumed"))
+
+    async def _listener(self, type_id: str, identifier: str, what: str) -> ComponentRecord:
+        self._opened()
+        if type_id != "listener":
+            raise InvalidComponentError(f"a {type_id} cannot be {what}: only a listener can")
+        return await self._registry.find(type_id, identifier)
 
     async def drop(self, *, force: bool = False, data: bool = False) -> None:
         """Remove every component, with all outputs.

@@ -25,6 +25,8 @@ from asyncdl.jobs.board import Jobs
 from asyncdl.jobs.completion import Completion
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.handle import Follow, Show
+from asyncdl.jobs.limiting import LimitedCompute
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
@@ -69,15 +71,19 @@ class Engine:
         options: EngineOptions,
     ) -> None:
         self.artifact_store = artifact_store
+        self.compute = compute
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
+        limited = LimitedCompute(compute, metadata, options.runner.lease)
         intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
-        self.stores = stores = Stores(metadata, databackend, compute, self.registry, self._leases, options.shard_rows)
+        self.stores = stores = Stores(metadata, databackend, limited, self.registry, self._leases, options.shard_rows)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
         self.predictor = Predictor(stores)
-        self.runner = Runner(replace(stores, retrain=self.installer.retrain), options.runner, self._dropping)
+        self.pauses = Pauses(metadata)
+        working = replace(stores, retrain=self.installer.retrain)
+        self.runner = Runner(working, options.runner, self._dropping, self.pauses)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
         self.learning = Learning(stores, self.installer, self.follow)
@@ -164,4 +170,5 @@ class Engine:
             await self.writer.recover()
             await self._leases.recover()
             await self._dropping.recover()
+            await self.pauses.recover()
             await asyncio.sleep(_RECOVER_EVERY)

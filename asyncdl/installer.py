@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component, Part
+from asyncdl.components.cursors import belonging
 from asyncdl.components.dataset import Dataset
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import pickled
@@ -30,7 +31,7 @@ from asyncdl.errors import (
     UnknownColumnError,
     UntrustedArtifactError,
 )
-from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved
+from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentRemoved, ComponentTuned
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
@@ -38,9 +39,11 @@ from asyncdl.metadata.base import (
     Change,
     ComponentRecord,
     DeleteComponent,
+    DeleteCursor,
     EventRecord,
     JobFilter,
     PutComponent,
+    SetComponentData,
     SetJobState,
 )
 from asyncdl.query import QUERIES
@@ -55,6 +58,11 @@ class Installed:
 
     records: list[ComponentRecord]
     events: list[EventRecord]
+
+    @property
+    def created(self) -> bool:
+        """Whether anything is new."""
+        return any(each.type == ComponentAdded.__name__ for each in self.events)
 
 
 @dataclass
@@ -197,7 +205,7 @@ class Installer:
                 anew.add(each.identity)
             same = newest is not None and newest.fingerprint == each.declaration.fingerprint
             if newest is not None and same and each.identity not in anew:
-                draft.records[each.identity] = newest
+                draft.records[each.identity] = _tuned(newest, each, draft)
             else:
                 await self._draft_one(each, newest, draft, order)
         return draft
@@ -404,6 +412,7 @@ class Installer:
         ]
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**record.identity).change() for record in records]
+        changes += await self._forgetting(records)
         changes += announced
         outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
 
@@ -412,6 +421,27 @@ class Installer:
             return True
 
         await self._dropping.drop(outputs, commit)
+
+    async def _forgetting(self, records: Sequence[ComponentRecord]) -> list[Change]:
+        """Return the changes that forget the cursors of components of which no version stays."""
+        going, names = {record.uuid for record in records}, await self._metadata.cursors()
+        found: dict[str, None] = {}
+        for type_id, identifier in {(record.type_id, record.identifier) for record in records}:
+            owned = belonging(type_id, identifier, names)
+            if owned:
+                versions = await self._metadata.components(type_id=type_id, identifier=identifier)
+                found |= dict.fromkeys(owned) if going.issuperset(each.uuid for each in versions) else {}
+        return [DeleteCursor(name) for name in found]
+
+
+def _tuned(installed: ComponentRecord, declared: Prepared, draft: _Draft) -> ComponentRecord:
+    """Return the record of what is installed already, tuned as it is declared now."""
+    data = declared.declaration.tuned(installed.data)
+    if data == installed.data:
+        return installed
+    draft.changes.append(SetComponentData(installed.uuid, data))
+    draft.changes.append(ComponentTuned(**installed.identity).change())
+    return dataclasses.replace(installed, data=data)
 
 
 def _described(schema: TableSchema) -> str:

@@ -75,6 +75,53 @@ def gated(x: int) -> int:
     return x
 
 
+def gated_and_counted(x: int) -> int:
+    calls[x] += 1
+    return gated(x)
+
+
+inside: list[int] = []
+"""How many calls of `inside_now` were under way, each time when one began."""
+_inside: set[object] = set()
+
+
+async def inside_now(x: int) -> int:
+    call = object()
+    _inside.add(call)
+    inside.append(len(_inside))
+    try:
+        await asyncio.sleep(0.002)
+    finally:
+        _inside.discard(call)
+    return x
+
+
+attempts: Counter[object] = Counter()
+
+
+async def fails_twice(x: int) -> int:
+    attempts[x] += 1
+    if attempts[x] < 3:
+        raise ValueError(f"attempt {attempts[x]} on {x}")
+    return attempts[x]
+
+
+def batch_fails_on_negative(xs: list[int]) -> list[int]:
+    attempts["batch"] += 1
+    return [fails_on_negative(x) for x in xs]
+
+
+negative_is_bad = True
+"""Whether `picky` fails on negative numbers."""
+
+
+def picky(x: int) -> int:
+    calls[x] += 1
+    if negative_is_bad and x < 0:
+        raise ValueError(f"{x} is negative")
+    return x
+
+
 recorded: list[object] = []
 """What `record` was called with, in this process."""
 was_recorded = threading.Event()

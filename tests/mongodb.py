@@ -57,12 +57,18 @@ class Mongod:
     def start(self) -> None:
         """Start it, also again after `kill`, and wait until it can be written to."""
         command = [program(), "--dbpath", str(self._folder), "--port", str(self.port), "--bind_ip", "127.0.0.1"]
-        command += ["--wiredTigerCacheSizeGB", "0.25", "--nounixsocket"]
+        command += ["--wiredTigerCacheSizeGB", "1", "--nounixsocket"]
         command += ["--setParameter", "diagnosticDataCollectionEnabled=false", "--setParameter", "enableTestCommands=1"]
         if self.replica_set:
             command += ["--replSet", "rs0", "--oplogSize", "256"]
         if self.auth:
             command += ["--auth"]
+        if self.auth and self.replica_set:  # members know each other by a key
+            key = self._folder / "key"
+            if not key.exists():
+                key.touch(0o600)
+                key.write_text("asyncdl" * 10)
+            command += ["--keyFile", str(key)]
         log = self._folder / "log"
         with log.open("ab") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out)

@@ -125,12 +125,6 @@ async def test_what_is_there_and_is_another_is_refused(place: Place) -> None:
         assert await target.tables() == []
 
 
-async def test_documents_are_not_taken_for_rows(place: Place, mongodb_replica_set: str) -> None:
-    async with place("one") as source, asyncdl.connect(f"{mongodb_replica_set}test_copying") as target:
-        with pytest.raises(ConfigurationError, match="are not both queried by ibis"):
-            await anext(copy(source, target))
-
-
 @pytest.mark.parametrize("kind", ["postgresql", "duckdb", "frames"])
 async def test_other_databases_hold_what_was_copied_to_them(
     kind: str, place: Place, request: pytest.FixtureRequest, tmp_path: Path

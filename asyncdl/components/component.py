@@ -45,7 +45,8 @@ class Component:
 
     A subclass is a frozen dataclass with a class attribute ``type_id``; from then on it can be added and loaded. Its
     fields may hold plain values, queries, other components (alone, in lists, tuples and dicts), and, in fields marked
-    ``metadata={"blob": True}``, any object that can be pickled.
+    ``metadata={"blob": True}``, any object that can be pickled. Fields marked ``metadata={"tuning": True}`` say how and when
+    work is done, and change nothing of what comes out: a component that differs in them alone is no new version.
 
     Parameters
     ----------

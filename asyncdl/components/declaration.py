@@ -35,12 +35,22 @@ class Declaration:
     blobs
         Hash to bytes.
     fingerprint
-        Hash of the fields, of the blobs' meaning (not their bytes) and of the children's fingerprints.
+        Hash of the fields, but for those in ``tuning``, of the blobs' meaning (not their bytes) and of the children's
+        fingerprints.
+    tuning
+        The fields that change nothing of what comes out.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     fingerprint: str = ""
+    tuning: list[str] = field(default_factory=list)
+
+    def tuned(self, data: str) -> str:
+        """Return an installed component's data (a record's), with this declaration's tuning."""
+        plain = msgspec.json.decode(data)
+        plain["fields"] |= {name: self.fields[name] for name in self.tuning}
+        return msgspec.json.encode(plain, order="sorted").decode()
 
 
 def declare(component: Component, children: Mapping[tuple[str, str], str]) -> Declaration:
@@ -62,9 +72,13 @@ def declare(component: Component, children: Mapping[tuple[str, str], str]) -> De
     prints: dict[str, Any] = {}
     for each, value in component.declared_fields():
         try:
-            declaration.fields[each.name], prints[each.name] = _encode_field(each, value, declaration.blobs)
+            declaration.fields[each.name], found = _encode_field(each, value, declaration.blobs)
         except DatatypeError as error:
             raise InvalidComponentError(f"{component}: its {each.name} cannot be stored: {error}") from error
+        if each.metadata.get("tuning"):
+            declaration.tuning.append(each.name)
+        else:
+            prints[each.name] = found
     used = {f"{type_id}/{identifier}": found for (type_id, identifier), found in children.items()}
     canonical = msgspec.json.encode([component.type_id, component.identifier, prints, used], order="sorted")
     declaration.fingerprint = hashlib.sha256(canonical).hexdigest()
@@ -187,6 +201,15 @@ def blobs_of(fields: Mapping[str, Any]) -> set[str]:
     parts = [tree["v"][1] for tree in fields.values() if tree["$"] == "part"]
     own = {tree["v"] for tree in fields.values() if tree["$"] == "artifact"}
     return own.union(*map(blobs_of, parts))
+
+
+def asks(tree: Any) -> bool:
+    """Return whether a declared field, or all fields of a declaration by name, hold a query."""
+    if isinstance(tree, list):
+        return any(map(asks, tree))
+    if not isinstance(tree, Mapping):
+        return False
+    return tree.get("$") == "query" or (tree.get("$") != "value" and any(map(asks, tree.values())))
 
 
 def resolve(reference: str) -> Any:

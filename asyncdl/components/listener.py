@@ -12,6 +12,8 @@ from asyncdl.databackend.base import ReadQuery
 from asyncdl.errors import InvalidComponentError
 from asyncdl.query import QUERIES, MongoQuery
 
+HIGHEST_PRIORITY = 1_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class Listener(Component):
@@ -35,6 +37,9 @@ class Listener(Component):
         Whether the model returns a list for each row, whose elements become outputs of their own.
     active
         Whether rows are followed; False: the listener is only declared.
+    priority
+        Its jobs are begun before those of listeners of a smaller one, whatever their age. Another priority is no new version,
+        and counts for the next job that is begun.
     """
 
     type_id: ClassVar[str] = "listener"
@@ -44,6 +49,7 @@ class Listener(Component):
     select: ReadQuery = field(kw_only=True)
     flatten: bool = field(default=False, kw_only=True)
     active: bool = field(default=True, kw_only=True)
+    priority: int = field(default=0, kw_only=True, metadata={"tuning": True})
 
     def check(self) -> None:
         """Raise `InvalidComponentError` when model, key and select do not fit together."""
@@ -54,6 +60,10 @@ class Listener(Component):
         ):
             raise InvalidComponentError(f"{self}: select is {self.select!r}; it must be a query, such as db['table']")
         _check_key(self, self.key)
+        if type(self.priority) is not int or abs(self.priority) > HIGHEST_PRIORITY:
+            raise InvalidComponentError(
+                f"{self}: priority is {self.priority!r}; it must be an integer, from {-HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}"
+            )
         self.model.check_key(self.key)
         if self.identifier in self.select.listeners():
             raise InvalidComponentError(f"{self} selects its own outputs: a cycle")

@@ -18,6 +18,9 @@ from asyncdl.errors import InvalidComponentError
 Key = str | tuple[str, ...] | Mapping[str, str]
 """Which columns are a model's input: one (passed as it is), several (positional), or parameter to column (by keyword)."""
 
+MOST_AT_ONCE = 1_000_000
+LEAST_RATE, HIGHEST_RATE = 1e-5, 1e5
+
 Signature = Literal["single", "args", "kwargs"]
 
 
@@ -41,7 +44,10 @@ class Model(Component):
     on
         ``"thread"`` or ``"process"`` for plain functions. Coroutine functions run on the event loop.
     max_concurrency
-        Calls of a coroutine function under way at once.
+        Calls under way at once, in all processes together; calls of a batch model are batches. Default: no limit across
+        processes; in each, 100 calls of a coroutine function, and of a plain one as many as there are threads or processes.
+    rate_limit
+        Calls begun in a second, in all processes together, retries included: at equal distances. Below 1 for fewer.
     timeout
         Seconds for one call of a coroutine function, or for one batch of a plain one.
     retries
@@ -50,7 +56,8 @@ class Model(Component):
         Seconds before the first of them, doubled for each further one, with up to half of it added by chance.
     retry_on, give_up_on
         Exception types (or their names, ``"module:Name"``) that are worth another attempt, and that are not; what derives from
-        them is meant, too. Default: all are.
+        them is meant, too. Default: all are. They hold for rows, and for jobs that fail on what concerns all rows: ``retry_on``
+        only for what the model fails with (`ModelError` and its kin), since a database's errors are not its affair.
     resources
         What a Dask worker must have free for each batch, as it declares it (``dask worker --resources "GPU=1"``):
         ``{"GPU": 1}``. Compute on this machine declares nothing and does not look at them.
@@ -73,7 +80,8 @@ class Model(Component):
     method: str | None = field(default=None, kw_only=True)
     kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     on: Literal["thread", "process"] = field(default="thread", kw_only=True)
-    max_concurrency: int = field(default=100, kw_only=True)
+    max_concurrency: int | None = field(default=None, kw_only=True, metadata={"tuning": True})
+    rate_limit: float | None = field(default=None, kw_only=True, metadata={"tuning": True})
     timeout: float | None = field(default=None, kw_only=True)
     retries: int = field(default=0, kw_only=True)
     backoff: float = field(default=0.1, kw_only=True)
@@ -105,13 +113,24 @@ class Model(Component):
             raise InvalidComponentError(f"{self}: datatype is {self.datatype!r}; it must be a string or a Datatype")
         if self.on not in {"thread", "process"}:
             raise InvalidComponentError(f"{self}: on is {self.on!r}; it can be 'thread' or 'process'")
-        if self.max_concurrency < 1 or self.retries < 0 or (self.timeout is not None and self.timeout <= 0):
-            raise InvalidComponentError(f"{self}: max_concurrency and timeout must be positive, retries not negative")
+        if self.retries < 0 or (self.timeout is not None and self.timeout <= 0):
+            raise InvalidComponentError(f"{self}: timeout must be positive, retries not negative")
+        self._check_limits()
         if self.backoff < 0:
             raise InvalidComponentError(f"{self}: backoff is {self.backoff}; it must not be negative")
         if not all(isinstance(amount, (int, float)) and amount > 0 for amount in self.resources.values()):
             raise InvalidComponentError(
                 f"{self}: resources are {dict(self.resources)!r}; their amounts must be positive"
+            )
+
+    def _check_limits(self) -> None:
+        if self.max_concurrency is not None and not 1 <= self.max_concurrency <= MOST_AT_ONCE:
+            raise InvalidComponentError(
+                f"{self}: max_concurrency is {self.max_concurrency}; it must be positive, and at most {MOST_AT_ONCE}"
+            )
+        if self.rate_limit is not None and not LEAST_RATE <= self.rate_limit <= HIGHEST_RATE:
+            raise InvalidComponentError(
+                f"{self}: rate_limit is {self.rate_limit}; it must be positive: from {LEAST_RATE} to {HIGHEST_RATE} a second"
             )
 
     def _check_parts(self) -> None:

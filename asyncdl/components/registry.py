@@ -12,6 +12,7 @@ import msgspec
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
+from asyncdl.components.cursors import gate_of
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore, unpickle
 from asyncdl.components.model import Model, Signature, exception_name
@@ -83,7 +84,8 @@ class Registry:
         self.artifact_store = artifact_store
         self.datatypes = datatypes
         self.allow_pickle = allow_pickle
-        self._loaded: dict[str, Component] = {}
+        self._loaded: dict[str, tuple[str, Component]] = {}
+        """Components by uuid, with the data that each was decoded from: its tuning may be another by now."""
 
     # declared components
 
@@ -153,8 +155,8 @@ class Registry:
     async def load(self, record: ComponentRecord) -> Component:
         """Return an installed component, with all that it holds."""
         found = self._loaded.get(record.uuid)
-        if found is not None:
-            return found
+        if found is not None and found[0] == record.data:
+            return found[1]
         data = msgspec.json.decode(record.data)
         children: dict[Identity, Component] = {}
         if data["children"]:
@@ -183,19 +185,22 @@ class Registry:
             made = await asyncio.to_thread(unpickle, pickled, allow_pickle=self.allow_pickle)
             component = replace(component, trained=made)
         if not _untrained(component):
-            self._loaded[record.uuid] = component
+            self._loaded[record.uuid] = record.data, component
         return component
 
     async def record(self, record: ComponentRecord) -> dict[str, Any]:
         """Return all that is known of an installed component, as plain values: without decoding any artifact."""
         data = msgspec.json.decode(record.data)
         parents = await self.metadata.parents(record.uuid)
+        listener = record.type_id == "listener"
+        paused = {"paused": (await self.metadata.cursor(gate_of(record.identifier)) or 0) < 0} if listener else {}
         return {
             "type_id": record.type_id,
             "identifier": record.identifier,
             "version": record.version,
             "uuid": record.uuid,
             "status": record.status,
+            **paused,
             "created": record.created,
             "fingerprint": record.fingerprint,
             "fields": {name: readable(tree) for name, tree in data["fields"].items()},
@@ -306,7 +311,10 @@ class Registry:
             signature=signature,
             kwargs=dict(model.kwargs),
             placement=model.placement,
-            max_concurrency=model.max_concurrency,
+            max_concurrency=model.max_concurrency or 100,
+            name=model.identifier,
+            at_most=model.max_concurrency,
+            rate_limit=model.rate_limit,
             timeout=model.timeout,
             retries=model.retries,
             backoff=model.backoff,
@@ -377,6 +385,12 @@ def not_ready(model: ComponentRecord) -> str:
 def with_datatype(state: ListenerState, datatype: str) -> ListenerState:
     """Return a listener's state with its outputs' datatype known."""
     return replace(state, output=replace(state.output, datatype=datatype))
+
+
+def priority_of(record: ComponentRecord) -> int:
+    """Return the priority that an installed listener's declaration has, without decoding the rest."""
+    declared = msgspec.json.decode(record.data)["fields"].get("priority")
+    return int(readable(declared)) if declared else 0
 
 
 def encode_data(fields: Mapping[str, Any], children: Mapping[Identity, str]) -> str:

@@ -25,6 +25,8 @@ class RowError:
     type: str
     message: str
     traceback: str
+    kinds: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """Names of the exception's type and of those that it derives from, as `name_of_type` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,14 @@ class ModelCall:
         ``"loop"`` for a coroutine function, else ``"thread"`` or ``"process"``.
     max_concurrency
         Calls under way at once on the loop, for this model (``"loop"`` only).
+    name
+        The model's identifier, by which its versions share the limits that follow.
+    at_most
+        Calls under way at once in all processes together; None: no limit.
+    rate_limit
+        Calls begun in a second, in all processes together; None: no limit.
+    one_by_one
+        Whether a batch that fails is taken row by row; otherwise each of its rows has failed.
     timeout
         Seconds for one call on the loop, or for one batch elsewhere; None: no limit.
     retries, backoff
@@ -82,11 +92,27 @@ class ModelCall:
     give_up_on: tuple[str, ...] = ()
     resources: dict[str, float] = field(default_factory=dict)
     long: bool = False
+    name: str = ""
+    at_most: int | None = None
+    rate_limit: float | None = None
+    one_by_one: bool = True
+
+    @property
+    def lane(self) -> str:
+        """What calls are counted under."""
+        return self.uuid if self.at_most is None else self.name
 
     def retries_after(self, error: BaseException) -> bool:
         """Return whether a row on which the model failed so is worth another attempt: by the error's type, never its message."""
-        names = {name_of_type(each) for each in type(error).__mro__}
-        return names.isdisjoint(self.give_up_on) and (not self.retry_on or not names.isdisjoint(self.retry_on))
+        return self.retries_kinds(kinds_of(error))
+
+    def retries_kinds(self, names: Sequence[str]) -> bool:
+        """Return the same for a failure whose types have these names."""
+        return not self.gives_up_on(names) and (not self.retry_on or not set(names).isdisjoint(self.retry_on))
+
+    def gives_up_on(self, names: Sequence[str]) -> bool:
+        """Return whether a failure whose types have these names is not worth another attempt, by what was declared."""
+        return not set(names).isdisjoint(self.give_up_on)
 
     def pause(self, attempt: int) -> float:
         """Return the seconds before another attempt, the first being number 0."""
@@ -96,6 +122,11 @@ class ModelCall:
 def name_of_type(kind: type) -> str:
     """Return the name by which `ModelCall` knows a type of exception."""
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def kinds_of(error: BaseException) -> tuple[str, ...]:
+    """Return the names of an exception's type and of those that it derives from."""
+    return tuple(name_of_type(each) for each in type(error).__mro__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +213,17 @@ class ComputeBackend(ABC):
     @abstractmethod
     def forget(self, uuid: str) -> None:
         """Drop a model's object that was loaded under this uuid, everywhere."""
+
+    def allow(self, name: str, calls: int) -> bool:
+        """Bound the calls under way at once of a coroutine model with a limit (`ModelCall.at_most`), from now on.
+
+        Returns False where calls are not counted one by one; then who submits bounds the batches.
+        """
+        return False
+
+    def under_way(self, name: str) -> int:
+        """Return how many calls are under way of those that `allow` bounds; for a while there may be more than allowed."""
+        return 0
 
     @property
     @abstractmethod

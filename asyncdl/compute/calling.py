@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from asyncdl.compute.base import ModelCall, RowError
+from asyncdl.compute.base import ModelCall, RowError, kinds_of
 from asyncdl.errors import ModelError, ModelOutputError
 
 Function = Callable[..., Any]
@@ -76,6 +76,8 @@ def run(function: Function, call: ModelCall, inputs: Sequence[Any], stop: Stop) 
     outputs = _batch(each, inputs)
     if not isinstance(outputs, RowError):
         return outputs
+    if not call.one_by_one:
+        return [outputs] * len(inputs)
     return [outputs] if len(inputs) == 1 and not call.retries else _one_by_one(patient, inputs, stop)
 
 
@@ -172,4 +174,4 @@ def row_error(error: BaseException) -> RowError:
     except BaseException:  # a model's exception may do anything
         message = "(its message cannot be shown)"
     lines = traceback.TracebackException(type(error), error, frames, compact=True).format()
-    return RowError(type(error).__name__, message, "".join(lines))
+    return RowError(type(error).__name__, message, "".join(lines), kinds_of(error))

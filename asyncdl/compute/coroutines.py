@@ -79,6 +79,9 @@ class _Batch:
         self.outputs: list[Any] = [None] * len(inputs)
         self.finished: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self.workers: set[asyncio.Task[None]] = set()
+        self.coming = 0
+        """Workers that have not begun yet: each will take a row."""
+        self.in_line = False
 
     def done(self, index: int, output: Any) -> None:
         self.outputs[index] = output
@@ -112,6 +115,17 @@ class Lane:
         """Whether no call is under way."""
         return self._free == self._limit
 
+    @property
+    def under_way(self) -> int:
+        """How many calls are under way."""
+        return self._limit - self._free
+
+    def resize(self, limit: int) -> None:
+        """Have so many calls under way at once from now on; those that are under way go on to their end."""
+        self._free += limit - self._limit
+        self._limit = limit
+        self._fill()
+
     async def run(self, function: Function, call: ModelCall, inputs: Sequence[Any]) -> list[Any]:
         """Return the function's outputs for a batch, a `RowError` for each row that it failed on.
 
@@ -127,6 +141,8 @@ class Lane:
             return await self._each(_persistent(each, call, TimeoutError), inputs)
         whole = _whole(_persistent(each, call, ModelError))
         parts = await self._each(whole, [inputs] if inputs else [])
+        if parts and isinstance(parts[0], RowError) and not call.one_by_one:
+            return parts * len(inputs)
         if parts and isinstance(parts[0], RowError) and len(inputs) > 1:
             parts = await self._each(whole, [[row] for row in inputs])
         outputs: list[Any] = []
@@ -141,27 +157,31 @@ class Lane:
             return []
         batch = _Batch(function, inputs)
         self._waiting.append(batch)
+        batch.in_line = True
         self._fill()
         try:
             return await batch.finished
         finally:
-            if batch in self._waiting:
+            if batch.in_line:
                 self._waiting.remove(batch)
             for worker in batch.workers:
                 worker.cancel()
 
     def _fill(self) -> None:
         """Begin as many calls as there is room for, of the batch that has waited longest first."""
-        while self._free and self._waiting:
+        while self._free > 0 and self._waiting:
             batch = self._waiting[0]
-            wanted = 0 if batch.finished.done() else batch.untaken
-            for _ in range(min(self._free, wanted)):
+            wanted = 0 if batch.finished.done() else batch.untaken - batch.coming
+            hired = max(min(self._free, wanted), 0)
+            for _ in range(hired):
                 self._free -= 1
+                batch.coming += 1
                 worker = self._spawn(self._work(batch))
                 batch.workers.add(worker)
                 worker.add_done_callback(partial(self._ended, batch))
-            if self._free:
+            if hired >= wanted:
                 self._waiting.popleft()
+                batch.in_line = False
 
     def _ended(self, batch: _Batch, worker: asyncio.Task[None]) -> None:
         batch.workers.discard(worker)
@@ -170,7 +190,16 @@ class Lane:
 
     async def _work(self, batch: _Batch) -> None:
         """Call the function with one row after the other, as long as the batch has any."""
-        for index, row in batch.rows:
+        batch.coming -= 1
+        while True:
+            if self._free < 0:  # fewer are allowed by now: what is left goes on when there is room
+                if not batch.in_line:
+                    self._waiting.appendleft(batch)
+                    batch.in_line = True
+                return
+            index, row = next(batch.rows, (-1, None))
+            if index < 0:
+                return
             batch.untaken -= 1
             if self._pace.spent():
                 await self._pace.turn()

@@ -18,7 +18,7 @@ class DaskComputeBackend(ComputeBackend):
     """Runs models on the workers of a Dask cluster.
 
     A worker runs them as local compute does: functions on threads, those of ``on="process"`` in child processes, coroutine
-    functions on its event loop, at most ``max_concurrency`` calls at once on each worker.
+    functions on its event loop.
 
     Parameters
     ----------

@@ -78,6 +78,16 @@ class LocalComputeBackend(ComputeBackend):
         """Return where a child process reaches this one; threads, and the event loop, are in it."""
         return "127.0.0.1" if placement == "process" else None
 
+    def allow(self, name: str, calls: int) -> bool:
+        """Bound the calls of a coroutine model with a limit."""
+        if self._running is not None:
+            self._running.allow(name, calls)
+        return True
+
+    def under_way(self, name: str) -> int:
+        """Return how many calls are under way of those that `allow` bounds."""
+        return self._running.under_way(name) if self._running is not None else 0
+
     @property
     def parallelism(self) -> int:
         """How many batches are worth having under way at once."""
@@ -96,6 +106,7 @@ class _Running:
         self._long_children = Workers("asyncdl-long-process", processes, Child)
         self._pace = Pace()
         self._lanes: dict[str, Lane] = {}
+        self._allowed: dict[str, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._futures: set[TaskFuture] = set()
 
@@ -113,6 +124,14 @@ class _Running:
             children.tell(lambda child: child.forget(uuid))
         if uuid in self._lanes and self._lanes[uuid].idle:
             del self._lanes[uuid]
+
+    def allow(self, name: str, calls: int) -> None:
+        self._allowed[name] = calls
+        if name in self._lanes:
+            self._lanes[name].resize(calls)
+
+    def under_way(self, name: str) -> int:
+        return self._lanes[name].under_way if name in self._lanes else 0
 
     async def aclose(self, grace: float) -> None:
         for future in list(self._futures):
@@ -136,10 +155,16 @@ class _Running:
 
     async def _on_loop(self, task: ModelTask) -> list[Any]:
         function = target(await self._models.get(task.call), task.call)
-        lane = self._lanes.get(task.call.uuid)
+        name = task.call.lane
+        lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[task.call.uuid] = Lane(task.call.max_concurrency, self._pace, self._spawn)
-        return await lane.run(function, task.call, task.inputs)
+            limit = self._allowed.get(name, task.call.max_concurrency)
+            lane = self._lanes[name] = Lane(limit, self._pace, self._spawn)
+        try:
+            return await lane.run(function, task.call, task.inputs)
+        finally:
+            if task.call.at_most is not None and name not in self._allowed and lane.idle:
+                self._lanes.pop(name, None)  # of this batch alone
 
     async def _on_thread(self, task: ModelTask) -> list[Any]:
         function = target(await self._models.get(task.call), task.call)

@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from asyncdl.errors import DatatypeError, TableNotFoundError
+
 if TYPE_CHECKING:
     from asyncdl.datatypes import Datatypes
 
@@ -179,6 +181,33 @@ class ReadQuery(Protocol):
 
     def build(self, catalog: Catalog) -> Built:
         """Return the backend's own expression; raises `QueryError` and its kin."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeTable:
+    """The query for all of a table, in every language whose catalog's tables are expressions."""
+
+    name: str
+
+    def tables(self) -> frozenset[str]:
+        """Return the table."""
+        return frozenset([self.name])
+
+    def listeners(self) -> frozenset[str]:
+        """Return none."""
+        return frozenset()
+
+    def root(self) -> str:
+        """Return the table."""
+        return self.name
+
+    def build(self, catalog: Catalog) -> Built:
+        """Return the table's own expression."""
+        return Built(catalog.table(self.name), catalog.primary_key(self.name))
+
+    def equals(self, other: object) -> bool:
+        """Return whether another query is for the same table."""
+        return self == other
 
 
 WriteKind = Literal["insert", "upsert", "update", "delete"]
@@ -373,6 +402,62 @@ class DataBackend(ABC):
         TableNotFoundError, UnknownColumnError, InvalidRowError, DatatypeError, DuplicateKeyError, ConstraintError
             The latter two as late as the transaction's commit.
         """
+
+    # moving
+
+    async def rows(
+        self, table: str, *, after: Row | None = None, size: int = 1000
+    ) -> AsyncIterator[list[Mapping[str, Any]]]:
+        """Yield a table's rows, as they are: what `put_rows` takes, here or in another database of the language.
+
+        At most ``size`` at once, in the order of the primary key and from behind the key ``after`` on; of a table without a
+        key, all in any order.
+
+        Raises
+        ------
+        TableNotFoundError
+            There is none.
+        """
+        schema = await self.schema(table)
+        if schema is None:
+            raise TableNotFoundError(f"{self.url} has no table {table!r}")
+        query, key = WholeTable(table), schema.primary_key
+        if not key:
+            async for names, some in self.read(query, {}, size=size):
+                if some:
+                    yield [dict(zip(names, row, strict=True)) for row in some]
+            return
+        rest = [name for name in schema.columns if name not in key]
+        while found := await self.scan(query, {}, rest, after=after, limit=size, missing=None):
+            yield [dict(zip((*key, *rest), row, strict=True)) for row in found]
+            after = found[-1][: len(key)]
+
+    async def put_rows(self, table: str, rows: Sequence[Mapping[str, Any]], tx: Any) -> None:
+        """Write rows as they are into a table that is there; where a row with their key is, in its place.
+
+        Raises
+        ------
+        TableNotFoundError
+            There is none.
+        DatatypeError
+            A value cannot be held exactly. The message names table, key, column and the value's type.
+        """
+        schema = await self.schema(table)
+        if schema is None:
+            raise TableNotFoundError(f"{self.url} has no table {table!r}")
+        if not rows:
+            return
+        kind: WriteKind = "upsert" if schema.primary_key else "insert"
+        try:
+            await self.write(WriteRequest(kind, table, rows), {}, tx)
+        except DatatypeError:
+            for row in rows:  # which is it? the transaction has failed already
+                try:
+                    await self.write(WriteRequest(kind, table, [row]), {}, tx)
+                except DatatypeError as error:
+                    key = ", ".join(f"{name} = {row.get(name)!r:.100}" for name in schema.primary_key)
+                    raise DatatypeError(f"{self.url} cannot hold the row {key} of {table!r}: {error}") from error
+            raise
 
     # a listener's work
 

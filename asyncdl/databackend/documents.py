@@ -78,6 +78,14 @@ class Operation:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class StoredDocument(dict[str, Any]):
+    """A document as it was read, with the bytes that it is stored as: written again, it is the same in every bit."""
+
+    def __init__(self, document: Mapping[str, Any], raw: Any) -> None:
+        super().__init__(document)
+        self.raw = raw
+
+
 _KINDS: dict[str, WriteKind] = {
     "insert_one": "insert",
     "insert_many": "insert",

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 from asyncdl.databackend.base import (
     ANY,
@@ -21,6 +22,7 @@ from asyncdl.databackend.base import (
     Written,
 )
 from asyncdl.databackend.documents import DocumentPlan
+from asyncdl.databackend.mongo_moving import MongoMover
 from asyncdl.databackend.mongo_outputs import MongoOutputs, hashed
 from asyncdl.databackend.mongo_scan import MongoScanner
 from asyncdl.databackend.mongo_values import MongoValues
@@ -89,7 +91,9 @@ class MongoDataBackend(DataBackend):
         self._values = MongoValues(datatypes)
         self._documents = MongoDocuments(database)
         self._writer = MongoWriter(self._documents, self._values)
+        self._mover = MongoMover(self._documents, self._values)
         self._declared: dict[str, TableSchema] = {}
+        self._making: WeakKeyDictionary[MongoUnit, dict[str, TableSchema]] = WeakKeyDictionary()
         self._looked = -_INTERVAL
         self._open = False
 
@@ -102,8 +106,12 @@ class MongoDataBackend(DataBackend):
         """Connect."""
         if not self._open:
             await self.database.open()
-            if self.database.transactional:
-                await prepare_marks(self.database)
+            try:
+                if self.database.transactional:
+                    await prepare_marks(self.database)
+            except BaseException:
+                await self.database.aclose()
+                raise
             self._open, self._looked = True, -_INTERVAL
 
     async def aclose(self) -> None:
@@ -148,8 +156,9 @@ class MongoDataBackend(DataBackend):
             self._looked = time.monotonic()
         return self._declared
 
-    async def _columns(self, table: str) -> Mapping[str, str]:
-        found = (await self._schemas()).get(table)
+    async def _columns(self, table: str, tx: MongoUnit | None = None) -> Mapping[str, str]:
+        found = None if tx is None else self._making.get(tx, {}).get(table)
+        found = found or (await self._schemas()).get(table)
         return {} if found is None else found.columns
 
     def as_made(self, schema: TableSchema) -> TableSchema:
@@ -172,30 +181,40 @@ class MongoDataBackend(DataBackend):
         await self._documents.create(made.name)
         row = {KEY: made.name, "columns": columns}
         tx.defer(lambda session: self._documents.put_declared(TABLES, row, session))
-        self._declared[made.name] = made
+        tx.afterwards(lambda _: self._look_again())
+        self._making.setdefault(tx, {})[made.name] = made
 
     async def drop_table(self, name: str, tx: MongoUnit) -> None:
         """Drop a collection, if there is one."""
         tx.defer(lambda session: self._documents.delete(TABLES, {KEY: name}, session))
+        tx.afterwards(lambda _: self._look_again())
         tx.afterwards(lambda _: self._documents.drop(name))
-        self._declared.pop(name, None)
+        self._making.get(tx, {}).pop(name, None)
+
+    async def _look_again(self) -> None:
+        self._looked = -_INTERVAL
 
     # queries
 
-    def _plan(self, query: ReadQuery, outputs: Mapping[str, OutputTable]) -> tuple[DocumentPlan, tuple[str, ...]]:
+    async def _plan(
+        self, query: ReadQuery, outputs: Mapping[str, OutputTable]
+    ) -> tuple[DocumentPlan, tuple[str, ...], Mapping[str, str]]:
+        """Return a query's plan, its key, and the datatypes of what it gives, as far as they are declared."""
         self._check_open()
         built = query.build(MongoCatalog(outputs))
         if not isinstance(built.expression, DocumentPlan):
             raise QueryError(
                 f"a MongoDB databackend takes MongoDB's own queries, such as db['docs'].find(...), not {query!r}"
             )
-        return built.expression, built.key
+        plan, columns = built.expression, await self._columns(built.expression.collection)
+        plan = self._values.asked(columns, plan)
+        return plan, built.key, {**columns, **plan.decoded}
 
     async def check(
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], tables: Mapping[str, TableSchema] | None = None
     ) -> TableSchema:
         """Have the server plan a query, and return what is known of its documents."""
-        plan, key = self._plan(query, outputs)
+        plan, key, _ = await self._plan(query, outputs)
         await self._documents.explain(plan.collection, plan.stages)
         declared = dict(await self._columns(query.root()))
         joined = {name: output.datatype or ANY for name, output in outputs.items()}
@@ -206,8 +225,7 @@ class MongoDataBackend(DataBackend):
         self, query: ReadQuery, outputs: Mapping[str, OutputTable], *, size: int = 1000
     ) -> AsyncIterator[tuple[tuple[str, ...], list[Any]]]:
         """Run a query and yield documents: no column names, and mappings in the place of tuples. A value has a name."""
-        plan, _ = self._plan(query, outputs)
-        decoded = {**(await self._columns(plan.collection)), **plan.decoded}
+        plan, _, decoded = await self._plan(query, outputs)
         call, name = plan.call, plan.collection
         if call is not None and call.method == "find_one":
             found = await self._documents.find_one(name, *call.args, **call.options)
@@ -240,7 +258,8 @@ class MongoDataBackend(DataBackend):
 
     async def prepare(self, request: Any) -> tuple[Any, list[Key] | None]:
         """Return a write whose documents have their ids, and the ids of those that it may concern, where they are known."""
-        request = self._writer.with_ids(check_request(request))
+        columns = await self._columns(check_request(request).table)
+        request = self._writer.with_ids(self._values.concerned(columns, request))
         return request, await self._writer.concerned(request)
 
     async def write(self, request: Any, outputs: Mapping[str, OutputTable], tx: MongoUnit) -> Written:
@@ -248,7 +267,25 @@ class MongoDataBackend(DataBackend):
         self._check_open()
         request = check_request(request)
         check_table(request.table)
-        return await self._writer.write(request, await self._columns(request.table), tx)
+        columns = await self._columns(request.table, tx)
+        return await self._writer.write(self._values.concerned(columns, request), columns, tx)
+
+    # moving
+
+    async def rows(
+        self, table: str, *, after: Row | None = None, size: int = 1000
+    ) -> AsyncIterator[list[Mapping[str, Any]]]:
+        """Yield a collection's documents, as they are, in the order of their ids."""
+        self._check_open()
+        async with aclosing(self._mover.rows(table, await self._columns(table), after, size)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                yield page
+
+    async def put_rows(self, table: str, rows: Sequence[Mapping[str, Any]], tx: MongoUnit) -> None:
+        """Write documents as they are, in the place of those that have their ids."""
+        self._check_open()
+        encoded = await self._mover.encoded(check_table(table), await self._columns(table, tx), rows)
+        tx.defer(lambda session: self._mover.put(table, encoded, session))
 
     # what other programs write
 
@@ -281,10 +318,9 @@ class MongoDataBackend(DataBackend):
         return MongoOutputs(self._documents, self._values, table)
 
     async def _scanner(self, select: ReadQuery, outputs: Mapping[str, OutputTable]) -> MongoScanner:
-        plan, key = self._plan(select, outputs)
+        plan, key, decoded = await self._plan(select, outputs)
         if not key:
             raise QueryError("the select of a listener must keep _id, and this one does not")
-        decoded = {**(await self._columns(plan.collection)), **plan.decoded}
         return MongoScanner(self._documents, self._values, plan, key, decoded)
 
     async def scan(
@@ -344,8 +380,11 @@ class MongoDataBackend(DataBackend):
     ) -> list[Key]:
         """Delete the outputs whose source row the select no longer has; return the ids of their root rows."""
         scanner, there = await self._scanner(select, outputs), self._outputs(table)
-        # Looked for outside the transaction, where it may take long; and again in it, where there are any.
-        found = await scanner.orphans(there, ids)
+        if tx.fresh:
+            # Looked for outside the transaction, where it may take long; and again in it, where there are any.
+            found = await scanner.orphans(there, ids)
+        else:  # what it has deleted is seen by itself alone
+            found = await tx.run(lambda session: scanner.orphans(there, ids, session))
         roots = list({hashed(root): root for root in found.values()}.values())
         return await tx.run(lambda session: scanner.sweep(there, roots, session)) if roots else []
 

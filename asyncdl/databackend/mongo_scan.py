@@ -72,14 +72,14 @@ class MongoScanner:
     def _page(self, after: Row | None, limit: int, columns: Sequence[str]) -> list[Mapping[str, Any]]:
         stages: list[Mapping[str, Any]] = list(self._plan.stages)
         order = {"$sort": dict.fromkeys(self._key, 1)}
-        behind: list[Mapping[str, Any]] = [] if after is None else [{"$match": _behind(self._key, after)}]
+        later: list[Mapping[str, Any]] = [] if after is None else [{"$match": behind(self._key, after)}]
         if self._plan.by_row:
             front: list[Mapping[str, Any]] = []
             if after is not None:
-                front = behind if len(self._key) == 1 else [{"$match": _from(KEY, after[0])}]
-            stages = [*front, {"$sort": {KEY: 1}}, *stages, *(behind if len(self._key) > 1 else [])]
+                front = later if len(self._key) == 1 else [{"$match": _from(KEY, after[0])}]
+            stages = [*front, {"$sort": {KEY: 1}}, *stages, *(later if len(self._key) > 1 else [])]
         else:
-            stages += [*behind, order]
+            stages += [*later, order]
         return [*stages, {"$limit": limit}, self._project(columns)]
 
     async def scan(
@@ -152,7 +152,7 @@ class MongoScanner:
                 await self._look_for(outputs, rows, found, tx)
             return found
         while True:
-            where: Mapping[str, Any] = {} if last is None else _behind((KEY,), (last,))
+            where: Mapping[str, Any] = {} if last is None else behind((KEY,), (last,))
             rows = await self._documents.find(name, where, fields, tx=tx, sort=sort, limit=_LOOK)
             await self._look_for(outputs, rows, found, tx)
             if len(rows) < _LOOK:
@@ -223,7 +223,7 @@ def _from(name: str, value: Any) -> dict[str, Any]:
     return {"$or": _later(value, itself=True)}
 
 
-def _behind(key: Sequence[str], after: Row) -> dict[str, Any]:
+def behind(key: Sequence[str], after: Row) -> dict[str, Any]:
     """Return the condition that a key comes after one: compared column by column."""
     if len(key) == 1:
         return {"$or": _later(after[0], itself=False)}

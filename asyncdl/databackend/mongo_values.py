@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 from asyncdl.databackend.base import ANY
+from asyncdl.databackend.documents import DocumentPlan, DocumentWrite
 from asyncdl.datatypes import Datatypes, parse
 from asyncdl.drivers.mongo_values import as_json, decimal128, is_native
 from asyncdl.errors import DatatypeError
@@ -72,6 +74,29 @@ class MongoValues:
             found[name] = self.encode(columns[name], [document[name]], lambda at, where=where: where)[0]  # type: ignore[misc]
         return found
 
+    def asked(self, columns: Mapping[str, str], plan: DocumentPlan) -> DocumentPlan:
+        """Return a plan whose filters have values as declared columns store them.
+
+        All but dates stand in the database as the driver writes them by itself.
+        """
+        dates = {name for name, datatype in columns.items() if datatype == "date"}
+        if not dates:
+            return plan
+        call = plan.call
+        if call is not None:
+            args, options = tuple(_dated(call.args, dates)), _dated(call.options, dates)
+            call = replace(call, args=args, options=options)
+        return replace(plan, stages=tuple(_dated(plan.stages, dates)), call=call)
+
+    def concerned(self, columns: Mapping[str, str], request: DocumentWrite) -> DocumentWrite:
+        """Return writes whose filters have values as declared columns store them."""
+        dates = {name for name, datatype in columns.items() if datatype == "date"}
+        if not dates:
+            return request
+        return replace(
+            request, operations=[replace(each, where=_dated(each.where, dates)) for each in request.operations]
+        )
+
     def decode(self, columns: Mapping[str, str], documents: Sequence[dict[str, Any]]) -> None:
         """Decode the values of declared columns, in place."""
         for name, datatype in columns.items():
@@ -80,6 +105,15 @@ class MongoValues:
                 for each in documents:
                     if name in each:
                         each[name] = decode(each[name])
+
+
+def _dated(tree: Any, names: set[str], *, inside: bool = False) -> Any:
+    """Return a tree of filters with the dates that stand under some names as they are stored."""
+    if isinstance(tree, Mapping):
+        return {name: _dated(each, names, inside=inside or name in names) for name, each in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_dated(each, names, inside=inside) for each in tree]
+    return _date(tree) if inside and type(tree) is date else tree
 
 
 def _zoned(value: datetime, zoned: bool) -> datetime:

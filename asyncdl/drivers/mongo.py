@@ -375,7 +375,7 @@ class MongoDatabase:
         Raises
         ------
         StoreTimeoutError
-            It met others for more than a minute.
+            The server undid it for more than a minute, because it met others, or is more than its cache holds.
         """
         begun = freed = time.monotonic()
         attempt = 0
@@ -391,7 +391,9 @@ class MongoDatabase:
                     if waited > _OUTAGE:
                         raise
                 elif waited > _CONFLICTS:
-                    raise StoreTimeoutError(f"{self.url}: a transaction met others for {waited:.0f} s") from error
+                    raise StoreTimeoutError(
+                        f"a transaction was undone again and again, for {waited:.0f} s: {error}"
+                    ) from error
             if time.monotonic() - freed > _STALLED / 2:
                 await self._free()
                 freed = time.monotonic()

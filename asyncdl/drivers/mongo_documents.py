@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction
 from asyncdl.drivers.mongo_errors import translated
-from asyncdl.errors import AsyncDLError, ClosedError, DatatypeError, QueryError, StoreError
+from asyncdl.errors import AsyncDLError, ClosedError, ConstraintError, DatatypeError, QueryError, StoreError
 
 _NO_QUERY = {2, 9, 14, 40, 51, 52, 54, 55, 56, 66, 168, 15958, 15959, 16020, 16410, 17276, 28667, 40228, 40323, 40324}
 """Codes by which the server refuses what a query says; from 10,000 on are those of single operators."""
+LARGEST = 16 * 2**20
+"""Bytes of a document."""
 _LARGEST = 15 * 2**20
+"""Bytes of an output's value."""
+_FEW = 20
+"""Documents that are taken at once where their bytes are counted."""
 _DUPLICATES = {11000, 11001}
 _NOT_THE_QUERY = {10107, 11600, 11602, 13435, 13436, 10334, 17280, 17419, 17420, 10058}
 
@@ -152,6 +158,35 @@ class MongoDocuments:
                 with suppress(StoreError, ClosedError):
                     await self.database.call(cursor.close, to_the_end=True)
 
+    async def raw_page(
+        self, name: str, where: Mapping[str, Any], size: int, largest: int
+    ) -> tuple[list[tuple[Document, Any]], bool]:
+        """Return the first documents that match, by their ids, each with its bytes, and whether there are more.
+
+        At most ``size``, and no more than ``largest`` bytes, if that is more than a few.
+        """
+        from bson.raw_bson import RawBSONDocument  # noqa: PLC0415 - the driver is imported when it is used
+
+        found = self.database.documents(name)
+        options = found.codec_options
+        raw = found.with_options(codec_options=options.with_options(document_class=RawBSONDocument))
+        rows: list[Any] = []
+        total, cursor = 0, raw.find(where, sort=[("_id", 1)], batch_size=size)
+        try:
+            with asked(f"find on {name!r}"):
+                while total < largest and len(rows) < size:
+                    few = min(_FEW, size - len(rows))
+                    some = await self.database.call(lambda few=few: cursor.to_list(few), to_the_end=True)  # type: ignore[misc]
+                    if not some:
+                        break
+                    total += sum(len(each.raw) for each in some)
+                    rows += some
+            more = bool(rows) and (total >= largest or len(rows) >= size)
+        finally:
+            with suppress(StoreError, ClosedError):
+                await self.database.call(cursor.close, to_the_end=True)
+        return await asyncio.to_thread(_decoded, rows, options), more
+
     async def value(self, name: str, method: str, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """Return what ``count_documents``, ``estimated_document_count`` or ``distinct`` gives."""
         call = getattr(self.database.documents(name), method)
@@ -161,8 +196,10 @@ class MongoDocuments:
     # writing
 
     async def insert(self, name: str, documents: Sequence[Mapping[str, Any]], tx: MongoTransaction | None) -> None:
-        """Insert documents, in order; they have their ids."""
+        """Insert documents, in order; they have their ids. Without a transaction, none if one of them cannot be stored."""
         found = self.database.documents(name)
+        if tx is None:  # the driver would send what stands before a large one
+            documents = await asyncio.to_thread(lambda: [self.encoded(each) for each in documents])
         with asked(f"insert on {name!r}"):
             await self.database.call(
                 lambda: found.insert_many(documents, ordered=True, **_session(tx)), to_the_end=True
@@ -219,6 +256,21 @@ class MongoDocuments:
             lambda: found.replace_one({"_id": document["_id"]}, document, upsert=True, **_session(tx)), to_the_end=True
         )
 
+    def encoded(self, document: Mapping[str, Any]) -> Any:
+        """Return a document as the bytes that it is stored as; raises `DatatypeError` or `ConstraintError` where it cannot be."""
+        import bson  # noqa: PLC0415 - the driver is imported when it is used
+        from bson.raw_bson import RawBSONDocument  # noqa: PLC0415 - the same
+
+        options = self.database.documents("any").codec_options
+        with asked("a document"), translated(self.database.url):
+            found = RawBSONDocument(bson.encode(document, codec_options=options))
+        if len(found.raw) > LARGEST:
+            raise ConstraintError(
+                f"{self.database.url}: the document {document.get('_id')!r:.100} is {len(found.raw):,} bytes large, and "
+                "MongoDB's hold 16 MiB"
+            )
+        return found
+
     def check(self, document: Mapping[str, Any]) -> None:
         """Raise `DatatypeError` for a document that cannot be stored."""
         import bson  # noqa: PLC0415 - the driver is imported when it is used
@@ -243,6 +295,12 @@ class MongoDocuments:
         found = self.database.documents(name)
         result: Any = await self.database.call(lambda: found.delete_many(where, **_session(tx)), to_the_end=True)
         return int(result.deleted_count)
+
+
+def _decoded(rows: Sequence[Any], options: Any) -> list[tuple[Document, Any]]:
+    import bson  # noqa: PLC0415 - the driver is imported when it is used
+
+    return [(bson.decode(each.raw, codec_options=options), each) for each in rows]
 
 
 def _session(tx: MongoTransaction | None) -> dict[str, Any]:

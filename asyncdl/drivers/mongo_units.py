@@ -39,6 +39,11 @@ class MongoUnit:
         self._begun: MongoTransaction | None = None
         self._ended = False
 
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing has been done or queued in it."""
+        return self._begun is None and not self._queued
+
     def defer(self, work: Work[Any]) -> None:
         """Queue work, to be done at the commit."""
         self._queued.append(work)
@@ -182,5 +187,7 @@ async def retrying(attempt: Callable[[], Awaitable[T]]) -> T:
             if not labelled(error, "TransientTransactionError"):
                 raise
             if time.monotonic() - begun > _PATIENCE:
-                raise StoreTimeoutError(f"a transaction met others for {_PATIENCE:.0f} s") from error
+                raise StoreTimeoutError(
+                    f"a transaction was undone again and again, for {_PATIENCE:.0f} s: {error}"
+                ) from error
         await asyncio.sleep(random.random() * min(0.05, 0.001 * 2 ** min(tries, 10)))  # noqa: S311 - no secret

@@ -108,6 +108,21 @@ class ComponentReady(ComponentEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComponentTuned(ComponentEvent):
+    """An installed component got another priority or other limits: nothing that changes what comes out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerPaused(ComponentEvent):
+    """A listener was paused: no job of it begins any more, and those that run end after their batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerResumed(ComponentEvent):
+    """A listener was resumed: its jobs go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentRemoved(ComponentEvent):
     """A version of a component was removed, with all that belonged to it."""
 

@@ -24,12 +24,15 @@ class BatchSize:
     ----------
     at_least
         Where there is no gain in fewer (a coroutine model's concurrency).
+    at_most
+        Where there is none in more (a model's rate limit).
     """
 
-    def __init__(self, at_least: int = 1) -> None:
-        self._floor = min(max(SMALLEST, at_least), LARGEST)
-        self._ceiling = LARGEST
-        self.size = max(_FIRST, self._floor)
+    def __init__(self, at_least: int = 1, at_most: int = LARGEST) -> None:
+        self._most = min(at_most, LARGEST)
+        self._floor = min(max(SMALLEST, at_least), self._most)
+        self._ceiling = self._most
+        self.size = min(max(_FIRST, self._floor), self._ceiling)
 
     def took(self, rows: int, seconds: float) -> None:
         """Learn from a batch's duration: by being fast, one that was not full says nothing."""
@@ -43,7 +46,7 @@ class BatchSize:
         sample = column[:: max(len(column) // 16, 1)]
         if sample:
             average = sum(map(_weight, sample)) / len(sample)
-            self._ceiling = max(SMALLEST, min(LARGEST, int(_BYTES / average)))
+            self._ceiling = min(max(SMALLEST, min(LARGEST, int(_BYTES / average))), self._most)
             self.size = min(self.size, self._ceiling)
 
 

@@ -21,6 +21,7 @@ from asyncdl.metadata.base import (
     JobRecord,
     JobState,
     MetadataStore,
+    PrioritizeJobs,
     SetComponentStatus,
     SetJobState,
 )
@@ -70,7 +71,7 @@ class Jobs:
         Parameters
         ----------
         state
-            A state, or several: pending, running, succeeded, failed, cancelled, upstream_failed.
+            A state, or several: pending, running, paused, succeeded, failed, cancelled, upstream_failed.
         target
             The uuid of the component that they work for.
         """
@@ -106,6 +107,20 @@ class Jobs:
             if codec.loads(each.payload).get("upstream") == job:
                 with contextlib.suppress(JobError):  # another has been quicker
                     await self.retry(each.id)
+
+    async def prioritize(self, job: str, priority: int) -> None:
+        """Give a job that is still to be begun another priority than its listener's gives it.
+
+        Raises
+        ------
+        JobNotFoundError
+        JobError
+            It has ended already.
+        """
+        found = await self.get(job)
+        if found.state not in UNFINISHED:
+            raise JobError(f"job {job} is {found.state}; only one that is still to end can get another priority")
+        await self._metadata.commit(PrioritizeJobs({job: priority}))
 
     async def cancel(self, job: str) -> None:
         """Cancel a job: one that waits never starts; one that runs is stopped, and what it still returns is dropped.

@@ -12,7 +12,7 @@ import logging
 
 from asyncdl.errors import ClosedError, StoreError
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
-from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.base import GOING_ON, MetadataStore
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -43,9 +43,14 @@ class Completion:
 
     async def _look(self) -> None:
         asked = dict(self._waiting)  # who asks while we read is looked at next time
-        open_ranges = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES))
+        idle = _Ranges([])
+        if None in asked.values():
+            idle = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES, GOING_ON))
+        ranges = _Ranges([])
+        if any(events is not None for events in asked.values()):
+            ranges = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES))
         for future, events in asked.items():
-            done = open_ranges.empty if events is None else not open_ranges.overlap(*events)
+            done = idle.empty if events is None else not ranges.overlap(*events)
             if done:
                 self._waiting.pop(future, None)
                 if not future.done():
@@ -56,7 +61,7 @@ class Completion:
         await self._wait((first, last))
 
     async def wait_idle(self) -> None:
-        """Wait until nothing is left to be done."""
+        """Wait until nothing is left to be done, but for what is paused."""
         await self._wait(None)
 
     async def _wait(self, events: tuple[int, int] | None) -> None:

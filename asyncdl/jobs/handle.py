@@ -127,8 +127,9 @@ class Handle:
         totals = [job.total for job in jobs]
         total = None if not jobs or None in totals else sum(each or 0 for each in totals)
         running = [job.stage for job in jobs if job.state == "running"]
-        unfinished = any(job.state in {"pending", "running"} for job in jobs)
-        stage = running[0] if running else "waiting" if unfinished or not jobs else "done"
+        states = {job.state for job in jobs}
+        stage = "waiting" if "pending" in states or not jobs else "paused" if "paused" in states else "done"
+        stage = running[0] if running else stage
         return Progress(done, total, stage)
 
 

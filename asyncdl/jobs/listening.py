@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready, with_datatype
-from asyncdl.compute.base import ModelCall, ModelTask, RowError
+from asyncdl.compute.base import ModelCall, ModelTask, RowError, kinds_of
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
@@ -31,6 +32,7 @@ from asyncdl.errors import (
     ConflictError,
     DatatypeError,
     LeaseLostError,
+    ModelError,
     ModelOutputError,
     QueryError,
     StoreError,
@@ -41,13 +43,14 @@ from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
-from asyncdl.jobs.work import Conclusion, Stores, Work
+from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
 from asyncdl.metadata.base import (
     AdvanceJob,
     Change,
     ComponentRecord,
     JobFilter,
     JobRecord,
+    PutJob,
     SetComponentState,
     SetComponentStatus,
 )
@@ -62,7 +65,8 @@ class ListenerWork(Work):
         self._total: int | None = None
         self._batches = 0
         self._shard = Shard.of_job(self._arguments)
-        self._split: list[Change] = []
+        self._split: list[PutJob] = []
+        self._rules: ModelCall | None = None
 
     async def run(self) -> None:
         """Do the work; a listener that was removed, or that a newer version took over from meanwhile, needs none."""
@@ -94,8 +98,11 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        if self._job.kind != BACKFILL or self._split:
-            return Conclusion(self._split)
+        if self._job.kind != BACKFILL:
+            return Conclusion()
+        if self._split:
+            [own] = await self._stores.metadata.jobs(JobFilter(ids=[self._job.id]))
+            return Conclusion([PutJob(replace(each.record, priority=own.priority)) for each in self._split])
         counted: list[Change] = []
         if self._shard is not None:
             counted, last = await self._shard.succeeded(self._stores.metadata)
@@ -112,6 +119,14 @@ class ListenerWork(Work):
             if not any(record.status == "ready" for record in records):
                 return False
         return True
+
+    def gives_up_on(self, error: Exception) -> bool:
+        """Return whether the model's rules say that such an error, of its own or not, is not worth another attempt."""
+        if self._rules is None:
+            return False
+        if isinstance(error, ModelError):
+            return not self._rules.retries_after(error)
+        return self._rules.gives_up_on(kinds_of(error))
 
     async def give_up(self) -> Sequence[Change]:
         """Say that a listener whose first backfill failed is not ready."""
@@ -170,14 +185,14 @@ class ListenerWork(Work):
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
         if model.status != "ready":
             raise ComponentNotReadyError(not_ready(model), failed=model.status == "failed")
-        called = await registry.load(model)
-        assert isinstance(called, Model)  # noqa: S101 - as above
-        self._call: ModelCall = registry.call(called, model, signature_of(component.key))
+        called = await registry.load(model)  # trained, and with the limits that it has by now
+        assert isinstance(called, Model)  # noqa: S101 - listeners have no other models
+        self._rules = self._call = registry.call(called, model, signature_of(component.key))
         self._select = component.select
         self._outputs: Mapping[str, OutputTable] = await registry.outputs(component.select.listeners())
         self._width = len(self._output.key)
         on_loop = self._call.placement == "loop"
-        self._size = BatchSize(self._call.max_concurrency if on_loop else 1)
+        self._size = BatchSize(self._call.max_concurrency if on_loop else 1, at_most=self._in_a_second())
         self._ahead = ReadAhead(self._most_ahead, at_once=on_loop)
         stores = self._stores
         self._reader = Reader(
@@ -189,6 +204,11 @@ class ListenerWork(Work):
             self._size,
             self._ahead,
         )
+
+    def _in_a_second(self) -> int:
+        """Return how many rows a rate limit lets through in a second: more of them in a batch would only be told of later."""
+        rate = self._call.rate_limit
+        return LARGEST if rate is None or self._call.batch else max(int(rate), 1)
 
     def _most_ahead(self) -> int:
         """Return how many batches are worth having under way; workers may come and go meanwhile."""
@@ -223,12 +243,18 @@ class ListenerWork(Work):
     async def _process(self, batches: AsyncIterator[Batch]) -> None:
         """Compute and write batches, reading ahead."""
         window: asyncio.Queue[Batch | None] = asyncio.Queue()  # bounded by the permits to read
+        complete = False
 
         async def read() -> None:
+            nonlocal complete
             try:
                 async for batch in batches:
+                    if self._pausing:
+                        break
                     self._submit(batch)
                     await window.put(batch)
+                else:
+                    complete = True
             finally:
                 await batches.aclose()  # type: ignore[attr-defined]
             await window.put(None)
@@ -246,6 +272,8 @@ class ListenerWork(Work):
                 left = window.get_nowait()
                 if left is not None and left.future is not None:
                     left.future.cancel()
+        if not complete:
+            raise InterruptedWork
 
     # writing
 

@@ -29,6 +29,11 @@ from asyncdl.events.types import (
     ValidationRequested,
 )
 
+FEW_FIRST = 10
+"""What the priority of a job for a few rows is larger by: it goes before the same listener's whole table."""
+PER_PRIORITY = 100
+"""What a listener's priority counts for in its jobs'."""
+
 BACKFILL = "backfill"
 """Compute what has no output yet, and with ``sweep`` delete what has no source row."""
 REFRESH = "refresh"

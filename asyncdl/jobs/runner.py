@@ -27,9 +27,10 @@ from asyncdl.errors import (
 from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
+from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.planner import BACKFILL, TRAIN
 from asyncdl.jobs.shards import Shard
-from asyncdl.jobs.work import Lease, Stores, Work
+from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
@@ -41,6 +42,10 @@ _LOOK_AGAIN = 5.0
 """Seconds after which a job is looked at again whose needs were not ready."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
+_UNFAIR = 7
+"""Claims by priority, after which one is by age."""
+_FAIR_EVERY = 1.0
+"""Seconds, at least, from one that is by age to the next: with a deep queue such a look takes a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +76,17 @@ class RunnerOptions:
 class Runner:
     """Runs jobs in this process, each in a task of its own."""
 
-    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping) -> None:
+    def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping, pauses: Pauses) -> None:
         self._stores = stores
+        self._pauses = pauses
         self._dropping = dropping
         self._options = options
         self.owner = uuid.uuid4().hex
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._leases: dict[str, Lease] = {}
+        self._works: dict[str, Work] = {}
+        self._claiming = asyncio.Lock()
+        """Held from before a claim is committed until the job is among those that run: a stop in between would miss it."""
+        self._claims, self._fair = 0, 0.0
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
         self._trainings: set[str] = set()
@@ -127,7 +136,8 @@ class Runner:
         free = 0 if self._draining else self._options.concurrency - len(self._running)
         if free <= 0:
             return 0
-        claimed, looked, limit = 0, 0, free + len(self._running)
+        claimed = await self._claim_oldest(group, now)
+        looked, limit = 0, free + len(self._running)
         while claimed < free and looked < limit <= _MOST_CLAIMABLE:
             found = await self._stores.metadata.claimable(now, limit=limit)
             claimed += await self._claim_among(found, group, now, free - claimed)
@@ -135,24 +145,46 @@ class Runner:
             looked, limit = (limit, 0) if len(found) < limit else (limit, limit * 4)
         return claimed
 
+    async def _claim_oldest(self, group: asyncio.TaskGroup, now: float) -> int:
+        """Now and then, claim the job that has waited longest, whatever its priority: so that each one's turn comes."""
+        if self._claims < _UNFAIR or time.monotonic() < self._fair:
+            return 0
+        self._claims, self._fair = 0, time.monotonic() + _FAIR_EVERY
+        oldest = await self._stores.metadata.jobs(JobFilter(states=["pending"], limit=self._options.concurrency))
+        return await self._claim_among([job for job in oldest if job.not_before <= now], group, now, 1)
+
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
         claimed = 0
+        aside: set[str] = set()
         for job in jobs:
-            if job.id in self._running or claimed == free or not self._may_run(job):
+            if job.id in self._running or claimed == free or job.target in aside or not self._may_run(job):
                 continue
-            try:
-                until = now + self._options.lease
-                await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts))
-            except ConflictError:
-                continue  # another process was first
-            mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
-            task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
-            self._running[job.id] = task
-            self._parts[job.id] = _part(job)
-            if job.kind == TRAIN:
-                self._trainings.add(job.id)
-            claimed += 1
+            async with self._claiming:
+                if await self._claim_one(job, group, now):
+                    claimed += 1
+                    continue
+            # Another process was first, or its listener is paused.
+            closed = await self._pauses.closed([job.target])
+            if closed:
+                paused = [each for each in jobs if each.target == job.target and each.id not in self._running]
+                await self._pauses.put_aside(paused, closed[job.target], self.owner)
+                aside.add(job.target)
         return claimed
+
+    async def _claim_one(self, job: JobRecord, group: asyncio.TaskGroup, now: float) -> bool:
+        until = now + self._options.lease
+        gate = await self._pauses.gate(job.target)
+        try:
+            await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts, gate))
+        except ConflictError:
+            return False
+        mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
+        self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
+        self._parts[job.id] = _part(job)
+        if job.kind == TRAIN:
+            self._trainings.add(job.id)
+        self._claims += 1
+        return True
 
     def _may_run(self, job: JobRecord) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
@@ -166,7 +198,7 @@ class Runner:
         work: Work | None = None
         try:
             work = work_of(self._stores, job, self.owner)
-            self._leases[job.id] = work.lease
+            self._works[job.id] = work
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             try:
@@ -175,7 +207,9 @@ class Runner:
             except StoreUnavailableError as error:
                 await self._postpone(job, error)
             except ComponentNotReadyError as error:
-                await self._set_aside(job, error)
+                await self._put_off(job, error)
+        except InterruptedWork:
+            await self._set_aside(job)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
@@ -187,7 +221,7 @@ class Runner:
             await self._fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
-            self._leases.pop(job.id, None)
+            self._works.pop(job.id, None)
             self._parts.pop(job.id, None)
             self._trainings.discard(job.id)
             self._room.set()
@@ -244,7 +278,7 @@ class Runner:
             else:
                 return
 
-    async def _set_aside(self, job: JobRecord, error: ComponentNotReadyError) -> None:
+    async def _put_off(self, job: JobRecord, error: ComponentNotReadyError) -> None:
         """Look again later at a job that needs what is not ready; such ones are held back before they get here, mostly."""
         now = time.time()
         state: JobState = "upstream_failed" if error.failed else "pending"
@@ -256,7 +290,8 @@ class Runner:
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
         now = time.time()
-        if job.attempts < job.max_attempts and not isinstance(error, QueueDeadlineError):
+        hopeless = isinstance(error, QueueDeadlineError) or (work is not None and work.gives_up_on(error))
+        if job.attempts < job.max_attempts and not hopeless:
             wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
             logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
             await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))
@@ -273,6 +308,12 @@ class Runner:
 
     async def _give_back(self, job: JobRecord) -> None:
         await self._end(job, FinishJob(job.id, self.owner, "pending", time.time(), refund=True))
+
+    async def _set_aside(self, job: JobRecord) -> None:
+        """Put a job aside whose listener was paused, or back into the queue if that has been resumed meanwhile."""
+        closed = await self._pauses.closed([job.target])
+        if not closed or not await self._pauses.stopped(job, self.owner, closed[job.target]):
+            await self._give_back(job)
 
     async def _commit(self, *changes: Change, joining: Any = None) -> bool:
         """Commit a job's end; return whether it was still ours to end."""
@@ -296,8 +337,10 @@ class Runner:
         seen, renew = 0, 0.0
         while True:
             seen = await self._stopping(seen, renew - time.time())
-            ids = list(self._running)
+            async with self._claiming:
+                ids = list(self._running)
             try:
+                await self._pause(ids)
                 if time.time() >= renew:
                     renew = time.time() + self._options.lease / 3
                     await self._renew(ids)
@@ -309,6 +352,14 @@ class Runner:
                 continue
             for job in set(ids) - held:
                 self.stop(job)
+
+    async def _pause(self, ids: list[str]) -> None:
+        """Have those jobs stop soon whose listeners are paused."""
+        works = [self._works[job] for job in ids if job in self._works]
+        closed = await self._pauses.closed([work.target for work in works]) if works else {}
+        for work in works:
+            if work.target in closed:
+                work.pause()
 
     async def _stopping(self, seen: int, seconds: float) -> int:
         """Wait until a job may have been stopped by another process, or for so many seconds."""
@@ -326,8 +377,8 @@ class Runner:
         if ids:
             until = time.time() + self._options.lease
             await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
-            for lease in filter(None, map(self._leases.get, ids)):
-                lease.until = until
+            for work in filter(None, map(self._works.get, ids)):
+                work.lease.until = until
 
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""

@@ -12,12 +12,14 @@ import msgspec
 
 from asyncdl import codec
 from asyncdl.components.fingerprint import reference_of
-from asyncdl.components.registry import Registry
+from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, Event, JobCancelled, JobFailed
+from asyncdl.events.types import ComponentEvent, ComponentTuned, Event, JobCancelled, JobFailed
 from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
 from asyncdl.jobs.planner import (
+    FEW_FIRST,
+    PER_PRIORITY,
     PLANNED,
     Installation,
     InstalledListener,
@@ -27,15 +29,27 @@ from asyncdl.jobs.planner import (
     merge,
     plan,
 )
-from asyncdl.metadata.base import ComponentRecord, JobRecord, MetadataStore, MoveCursor, PutJob
+from asyncdl.metadata.base import (
+    UNFINISHED,
+    ComponentRecord,
+    EventRecord,
+    JobFilter,
+    JobRecord,
+    MetadataStore,
+    MoveCursor,
+    PrioritizeJobs,
+    PutJob,
+)
 
 logger = logging.getLogger("asyncdl.jobs")
 
 CURSOR = "scheduler"
 _NOTHING = reference_of(nothing)
 _PAGE = 500
-PLANNED_TYPES = sorted({each.__name__ for base in PLANNED for each in (base, *base.__subclasses__())})
-"""The names of the events that are planned; the others are passed over, and need no commit of the cursor."""
+PLANNED_TYPES = sorted(
+    {each.__name__ for base in (*PLANNED, ComponentTuned) for each in (base, *base.__subclasses__())}
+)
+"""The names of the events that are dealt with; the others are passed over, and need no commit of the cursor."""
 _COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), JobFailed, JobCancelled))
 """The names of the events after which the installed components may be others, or stand otherwise."""
 
@@ -55,6 +69,8 @@ class Scheduler:
         self._known = -1
         """The position in the log as of which it was read."""
         self._position: int | None = None
+        self._priorities: dict[str, int] = {}
+        """Of the installed listeners, by uuid."""
 
     async def run(self) -> None:
         """Schedule until cancelled."""
@@ -76,6 +92,7 @@ class Scheduler:
         await self._look_at_components(records[-1].seq)
         happened = [(Event.from_record(record), record.first, record.last) for record in records]
         asked = [each for event, first, last in happened for each in plan(event, self._installation, first, last)]
+        await self._prioritize(records)
         jobs = [PutJob(self._job(each)) for each in merge(filter(None, map(self._needs.hold, asked)))]
         moved = await let_go(self._metadata, self._needs, [event for event, _, _ in happened])
         try:
@@ -89,6 +106,22 @@ class Scheduler:
             self._position = records[-1].seq
         return True
 
+    async def _prioritize(self, records: list[EventRecord]) -> None:
+        """Give the jobs of listeners that got another priority theirs: all that were planned before, none is planned meanwhile.
+
+        Should the cursor not be moved after that, it is done again, to the same end.
+        """
+        tuned = {codec.loads(each.payload)["uuid"] for each in records if each.type == ComponentTuned.__name__}
+        for target in tuned & set(self._priorities):
+            found = await self._metadata.jobs(JobFilter(states=UNFINISHED, target=target, limit=1_000_000))
+            wanted = {job.id: self._priority(target, few=bool(codec.loads(job.payload)["ids"])) for job in found}
+            others = [(job.id, wanted[job.id]) for job in found if job.priority != wanted[job.id]]
+            for at in range(0, len(others), _PAGE):
+                await self._metadata.commit(PrioritizeJobs(dict(others[at : at + _PAGE])))
+
+    def _priority(self, target: str, *, few: bool) -> int:
+        return PER_PRIORITY * self._priorities.get(target, 0) + (FEW_FIRST if few else 0)
+
     async def _look_at_components(self, upto: int) -> None:
         """Read again what is installed if any component was added, became ready, failed, or went."""
         if self._known < 0 or await self._metadata.events(self._known, types=_COMPONENTS, limit=1):
@@ -98,6 +131,8 @@ class Scheduler:
         self._known = upto
 
     async def _installed(self, records: Sequence[ComponentRecord]) -> Installation:
+        found = await self._registry.listeners()
+        self._priorities = {record.uuid: priority_of(record) for record, _ in found}
         listeners = [
             InstalledListener(
                 record.uuid,
@@ -108,17 +143,17 @@ class Scheduler:
                 state.active,
                 record.status == "ready",
             )
-            for record, state in await self._registry.listeners()
+            for record, state in found
         ]
         triggers = [
-            InstalledTrigger(record.uuid, found["table"], found["on"], record.created)
-            for record, found in await self._registry.declared("trigger")
+            InstalledTrigger(record.uuid, declared["table"], declared["on"], record.created)
+            for record, declared in await self._registry.declared("trigger")
         ]
         schedules = await self._registry.declared("schedule")
         return Installation(
             listeners,
             triggers,
-            [record.uuid for record, found in schedules if found["object"] != _NOTHING],
+            [record.uuid for record, declared in schedules if declared["object"] != _NOTHING],
             _models(records),
             [each.uuid for each in records if each.type_id == "dataset" and each.status != "ready"],
             {uuid: self._needs.dependents(uuid) for uuid in self._needs.unready},
@@ -138,7 +173,7 @@ class Scheduler:
             not_before=time.time() + HELD if "waits" in payload else 0.0,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,
-            priority=10 if each.ids else 0,  # a few rows go before a whole table
+            priority=self._priority(each.target, few=bool(each.ids)),
         )
 
 

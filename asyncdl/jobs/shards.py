@@ -62,11 +62,11 @@ class Shard:
         return [*counted, DeleteCursor(self._cursor)], True
 
 
-def split(job: JobRecord, boundaries: Sequence[Row], size: int, total: int) -> list[Change]:
+def split(job: JobRecord, boundaries: Sequence[Row], size: int, total: int) -> list[PutJob]:
     """Return the changes that make shards of a job."""
     arguments = codec.loads(job.payload)
     edges: list[Row | None] = [None, *boundaries[: (total - 1) // size], None]
-    changes: list[Change] = []
+    changes: list[PutJob] = []
     for at, (after, until) in enumerate(itertools.pairwise(edges)):
         shard = {"of": job.id, "count": len(edges) - 1, "after": after, "until": until}
         rows = size if until is not None else max(total - at * size, 0)

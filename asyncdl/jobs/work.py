@@ -59,6 +59,10 @@ class Conclusion:
     dropped: Sequence[OutputTable] = ()
 
 
+class InterruptedWork(Exception):  # noqa: N818 - not an error: it stopped because it was asked to
+    """Work stopped because it was asked to."""
+
+
 class Lease:
     """What this process knows of a job's lease without asking.
 
@@ -100,6 +104,19 @@ class Work(ABC):
         self._owner = owner
         self.lease = Lease(job.id, job.lease)
         self._done = 0
+        self._pausing = False
+
+    def pause(self) -> None:
+        """Ask it to stop soon, at a point from which it can go on later: `run` then raises `InterruptedWork`.
+
+        Work that does not last may end instead.
+        """
+        self._pausing = True
+
+    @property
+    def target(self) -> str:
+        """The uuid of the component that it works for."""
+        return self._job.target
 
     @property
     def done(self) -> int:
@@ -114,6 +131,8 @@ class Work(ABC):
         ------
         LeaseLostError
             The job was cancelled or taken over; nothing was written after that.
+        InterruptedWork
+            It was asked to `pause`, and is not done.
         ComponentNotFoundError
             What it works for has been removed: the job ends as cancelled.
         """
@@ -121,6 +140,10 @@ class Work(ABC):
     async def conclude(self) -> Conclusion:
         """Return what success changes; called when `run` has returned."""
         return Conclusion()
+
+    def gives_up_on(self, error: Exception) -> bool:
+        """Return whether an attempt that failed so is to be the last one."""
+        return False
 
     async def give_up(self) -> Sequence[Change]:
         """Return what is changed when the last attempt has failed."""

@@ -6,14 +6,16 @@ The store knows components, events, jobs, cursors and intents only as records; w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-JobState = Literal["pending", "running", "succeeded", "failed", "cancelled", "upstream_failed"]
+JobState = Literal["pending", "running", "paused", "succeeded", "failed", "cancelled", "upstream_failed"]
 
-UNFINISHED: tuple[JobState, ...] = ("pending", "running")
+UNFINISHED: tuple[JobState, ...] = ("pending", "running", "paused")
 """The states of jobs that are still to end."""
+GOING_ON: tuple[JobState, ...] = ("pending", "running")
+"""The states of those of them that nobody has to resume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,14 @@ class SetComponentState:
 
 
 @dataclass(frozen=True, slots=True)
+class SetComponentData:
+    """Replace what a component declares, by something that changes no output. Condition: it is installed."""
+
+    uuid: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
 class LinkArtifacts:
     """Have a component refer to further artifacts, and to others no longer. Condition: it is installed.
 
@@ -224,7 +234,8 @@ class PutJob:
 class ClaimJob:
     """Begin an attempt. Condition: the job is pending and due, or running with a lease that has run out.
 
-    So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read.
+    So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read. And the cursor
+    ``gate``, should there be one of this name, must not stand below 0.
     """
 
     id: str
@@ -232,6 +243,14 @@ class ClaimJob:
     now: float
     lease: float
     attempts: int | None = None
+    gate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrioritizeJobs:
+    """Set the priority of jobs, by id; those that are no more are passed over."""
+
+    priorities: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +304,10 @@ class SetJobState:
 
 @dataclass(frozen=True, slots=True)
 class MoveCursor:
-    """Set a named cursor. Condition: unless None, it still stands at ``expected`` (0: it may also be new)."""
+    """Set a named cursor. Condition: unless None, it still stands at ``expected`` (0: it may also be new).
+
+    One below 0 is a closed gate, for `ClaimJob`.
+    """
 
     name: str
     seq: int
@@ -324,11 +346,13 @@ Change = (
     PutComponent
     | SetComponentStatus
     | SetComponentState
+    | SetComponentData
     | LinkArtifacts
     | DeleteComponent
     | AppendEvent
     | PutJob
     | ClaimJob
+    | PrioritizeJobs
     | RenewLeases
     | AdvanceJob
     | FinishJob
@@ -343,7 +367,7 @@ Change = (
 
 Topic = Literal["anything", "events", "work", "completion", "stops"]
 """What a waiter for commits cares for: any of them; events; jobs that can be claimed; the end of something unfinished; jobs that
-were moved by hand and, if they run, are to stop."""
+were moved by hand, or whose gate was closed, and, if they run, are to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,13 +493,21 @@ class MetadataStore(ABC):
         """Return where a named cursor stands."""
 
     @abstractmethod
-    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+
+    @abstractmethod
+    async def pending_causes(
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = UNFINISHED
+    ) -> list[tuple[int, int]]:
         """Return the distinct (first, last) of what is to be done: unfinished jobs, and events that a cursor has not passed.
 
         Parameters
         ----------
         types
             The types of event that count; none: all.
+        states
+            The states of jobs that count.
         """
 
     # jobs and intents

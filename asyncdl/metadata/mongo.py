@@ -20,6 +20,7 @@ from asyncdl.metadata.base import (
     IntentRecord,
     JobFilter,
     JobRecord,
+    JobState,
     MetadataStore,
     Topic,
 )
@@ -286,7 +287,16 @@ class MongoMetadataStore(MetadataStore):
         found = await self.database.find_one(collection("cursors"), {"_id": name, "gone": None})
         return None if found is None else int(found["seq"])
 
-    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+        self._check()
+        await self._commits.settle()
+        found = await self.database.find(collection("cursors"), {"gone": None})
+        return {each["_id"]: int(each["seq"]) for each in found}
+
+    async def pending_causes(
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = base.UNFINISHED
+    ) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         self._check()
 
@@ -296,7 +306,7 @@ class MongoMetadataStore(MetadataStore):
             if types:
                 unread["type"] = {"$in": list(types)}
             causes = {"$group": {"_id": {"first": "$first", "last": "$last"}}}
-            waiting = {"state": {"$in": list(base.UNFINISHED)}}
+            waiting = {"state": {"$in": list(states)}}
             events = await self.database.aggregate(collection("events"), [{"$match": unread}, causes], tx=tx)
             jobs = await self.database.aggregate(collection("jobs"), [{"$match": waiting}, causes], tx=tx)
             return {(int(each["_id"]["first"]), int(each["_id"]["last"])) for each in (*events, *jobs)}

@@ -69,6 +69,7 @@ class Needs:
 _CONCERNED: dict[type[Any], tuple[Collection, str]] = {
     base.SetComponentStatus: ("components", "uuid"),
     base.SetComponentState: ("components", "uuid"),
+    base.SetComponentData: ("components", "uuid"),
     base.LinkArtifacts: ("components", "uuid"),
     base.DeleteComponent: ("components", "uuid"),
     base.ClaimJob: ("jobs", "id"),
@@ -92,6 +93,8 @@ def _concerned(change: Change) -> tuple[Collection, list[str]] | None:
             return "intents", [record.id]
         case base.RenewLeases():
             return "jobs", list(change.ids)
+        case base.PrioritizeJobs():
+            return "jobs", list(change.priorities)
     found = _CONCERNED.get(type(change))
     return None if found is None else (found[0], [getattr(change, found[1])])
 
@@ -104,7 +107,9 @@ def needs(changes: Iterable[Change]) -> Needs:
         concerned = _concerned(change)
         if concerned is not None:
             keys.setdefault(concerned[0], {}).update(dict.fromkeys(concerned[1]))
-        if isinstance(change, base.PutComponent):
+        if isinstance(change, base.ClaimJob) and change.gate is not None:
+            keys.setdefault("cursors", {})[change.gate] = None
+        elif isinstance(change, base.PutComponent):
             identities.append((change.record.type_id, change.record.identifier, change.record.version))
         elif isinstance(change, base.DeleteComponent):
             children.append(change.uuid)
@@ -241,6 +246,14 @@ def _(change: base.SetComponentState, on: Plan) -> None:
 
 
 @plan.register
+def _(change: base.SetComponentData, on: Plan) -> None:
+    found = on.get("components", change.uuid)
+    if found is None:
+        raise ConflictError(f"component {change.uuid} was removed")
+    on.set("components", found, data=change.data)
+
+
+@plan.register
 def _(change: base.LinkArtifacts, on: Plan) -> None:
     found = on.get("components", change.uuid)
     if found is None:
@@ -284,9 +297,10 @@ def _(change: base.ClaimJob, on: Plan) -> None:
     if (
         found is None
         or not _claimable(found, change.now)
+        or (change.gate is not None and _closed(on, change.gate))
         or (change.attempts is not None and found["attempts"] != change.attempts)
     ):
-        raise ConflictError(f"job {change.id} was claimed by another worker")
+        raise ConflictError(f"job {change.id} was claimed by another worker, or is not to be begun now")
     on.set(
         "jobs",
         found,
@@ -302,6 +316,19 @@ def _claimable(job: Document, now: float) -> bool:
     if job["state"] == "pending":
         return bool(job["not_before"] <= now)
     return bool(job["state"] == "running" and job["lease"] <= now)
+
+
+def _closed(on: Plan, gate: str) -> bool:
+    found = on.get("cursors", gate)
+    return found is not None and bool(found["seq"] < 0)
+
+
+@plan.register
+def _(change: base.PrioritizeJobs, on: Plan) -> None:
+    for each, priority in change.priorities.items():
+        found = on.get("jobs", each)
+        if found is not None:
+            on.set("jobs", found, priority=priority)
 
 
 @plan.register
@@ -360,7 +387,7 @@ def _(change: base.SetJobState, on: Plan) -> None:
         lease=0.0,
         not_before=change.now if again else 0.0,
         error=change.error,
-        finished=None if again else change.now,
+        finished=None if change.state in base.UNFINISHED else change.now,
         attempts=0 if again else found["attempts"],
     )
 

@@ -22,6 +22,7 @@ from asyncdl.metadata.base import (
     IntentRecord,
     JobFilter,
     JobRecord,
+    JobState,
     MetadataStore,
     Topic,
 )
@@ -279,7 +280,14 @@ class SQLMetadataStore(MetadataStore):
         )
         return int(rows[0][0]) if rows else None
 
-    async def pending_causes(self, cursor: str, types: Collection[str] = ()) -> list[tuple[int, int]]:
+    async def cursors(self) -> dict[str, int]:
+        """Return where each named cursor stands."""
+        rows = await self._rows("cursors", lambda: select(cursors.c.name, cursors.c.seq), {})
+        return {str(name): int(seq) for name, seq in rows}
+
+    async def pending_causes(
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = base.UNFINISHED
+    ) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         kinds = _numbered("type", types)
         values: dict[str, Any] = {"key": cursor} | kinds
@@ -288,7 +296,7 @@ class SQLMetadataStore(MetadataStore):
             own = func.coalesce(func.nullif(events.c.first, literal_column("0")), events.c.seq)
             end = func.coalesce(func.nullif(events.c.last, literal_column("0")), events.c.seq)
             waiting = select(jobs.c.first, jobs.c.last).where(
-                jobs.c.state.in_([literal_column(f"'{state}'") for state in base.UNFINISHED])
+                jobs.c.state.in_([literal_column(f"'{state}'") for state in states])
             )
             read = select(cursors.c.seq).where(cursors.c.name == P("key")).scalar_subquery()
             unread = select(own, end).where(events.c.seq > func.coalesce(read, literal_column("0")))
@@ -296,7 +304,7 @@ class SQLMetadataStore(MetadataStore):
                 unread = unread.where(_among(events.c.type, kinds))
             return union(waiting, unread)
 
-        found = await self._rows(f"causes{len(kinds)}", build, values)
+        found = await self._rows(f"causes{len(kinds)}{'/'.join(states)}", build, values)
         return [(int(first), int(last)) for first, last in found]
 
     async def jobs(self, where: JobFilter = JobFilter()) -> list[JobRecord]:  # noqa: B008 - an immutable value

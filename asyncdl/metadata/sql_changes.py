@@ -113,6 +113,16 @@ class ChangeCompiler:
         )
 
     @statements.register
+    def _(self, change: base.SetComponentData) -> Iterator[Statement]:
+        yield self._statement(
+            "set_data",
+            lambda: update(components).where(components.c.uuid == P("key")).values(data=P("new")),
+            {"key": change.uuid, "new": change.data},
+            expect=1,
+            conflict=f"component {change.uuid} was removed",
+        )
+
+    @statements.register
     def _(self, change: base.LinkArtifacts) -> Iterator[Statement]:
         yield self._statement(
             "touch_component",
@@ -183,6 +193,7 @@ class ChangeCompiler:
                 .where(jobs.c.id == P("key"))
                 .where(claimable())
                 .where(or_(P("any", type_=jobs.c.attempts.type) == 1, jobs.c.attempts == P("expected")))
+                .where(~exists().where(cursors.c.name == P("gate"), cursors.c.seq < literal_column("0")))
                 .values(
                     state="running",
                     owner=P("new_owner"),
@@ -198,10 +209,20 @@ class ChangeCompiler:
                 "now": change.now,
                 "any": int(change.attempts is None),
                 "expected": change.attempts or 0,
+                "gate": change.gate or "",
             },
             expect=1,
-            conflict=f"job {change.id} was claimed by another worker",
+            conflict=f"job {change.id} was claimed by another worker, or is not to be begun now",
         )
+
+    @statements.register
+    def _(self, change: base.PrioritizeJobs) -> Iterator[Statement]:
+        for job, priority in change.priorities.items():
+            yield self._statement(
+                "prioritize_job",
+                lambda: update(jobs).where(jobs.c.id == P("key")).values(priority=P("new_priority")),
+                {"key": job, "new_priority": priority},
+            )
 
     @statements.register
     def _(self, change: base.RenewLeases) -> Iterator[Statement]:
@@ -291,7 +312,7 @@ class ChangeCompiler:
                 "new_state": change.state,
                 "error": change.error,
                 "not_before": change.now if again else 0.0,
-                "finished": None if again else change.now,
+                "finished": None if change.state in base.UNFINISHED else change.now,
             },
             expect=1,
             conflict=f"job {change.id} is not in one of the states {', '.join(change.among)}",

@@ -22,6 +22,8 @@ def topics_of(changes: Iterable[Change]) -> set[Topic]:
                 topics.add("stops")
         elif isinstance(change, FinishJob | MoveCursor):
             topics.add("completion")
+            if isinstance(change, MoveCursor) and change.seq < 0:  # a gate was closed
+                topics.add("stops")
     return topics
 
 

@@ -35,10 +35,12 @@ from asyncdl.metadata.base import (
     LinkArtifacts,
     MetadataStore,
     MoveCursor,
+    PrioritizeJobs,
     PutComponent,
     PutIntent,
     PutJob,
     RenewLeases,
+    SetComponentData,
     SetComponentState,
     SetComponentStatus,
     SetJobState,
@@ -91,6 +93,7 @@ PREPARED: tuple[Change, ...] = (
     ClaimJob("mine", "me", now=10.0, lease=20.0),
     PutJob(job("done", state="succeeded")),
     MoveCursor("cursor", 7),
+    MoveCursor("closed", -3),
     intent("announced"),
     event("prepared"),
 )
@@ -103,6 +106,7 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "status: not installed": (SetComponentStatus("nobody", "ready"), ConflictError),
     "status: not as expected": (SetComponentStatus("child", "ready", expected="ready"), ConflictError),
     "state: not installed": (SetComponentState("nobody", "{}"), ConflictError),
+    "data: not installed": (SetComponentData("nobody", "{}"), ConflictError),
     "artifacts: not installed": (LinkArtifacts("nobody", ["a" * 64]), ConflictError),
     "state: not as expected": (SetComponentState("child", '{"a": 1}', expected='{"b": 1}'), ConflictError),
     "delete component: not installed": (DeleteComponent("nobody"), ComponentInUseError),
@@ -114,6 +118,8 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "claim: held by oneself": (ClaimJob("mine", "me", 19.0, 30.0), ConflictError),
     "claim: attempted meanwhile": (ClaimJob("mine", "you", 25.0, 30.0, attempts=7), ConflictError),
     "claim: finished": (ClaimJob("done", "me", 5000.0, 5010.0), ConflictError),
+    "claim: gate closed": (ClaimJob("waiting", "me", 15.0, 30.0, gate="closed"), ConflictError),
+    "take over: gate closed": (ClaimJob("mine", "you", 25.0, 30.0, gate="closed"), ConflictError),
     "advance: not running": (AdvanceJob("waiting", "me", 1, 2), LeaseLostError),
     "advance: another's": (AdvanceJob("mine", "you", 1, 2), LeaseLostError),
     "advance: no such job": (AdvanceJob("nothing", "me", 1, 2), LeaseLostError),
@@ -138,6 +144,8 @@ WAKING: list[tuple[Topic, Change]] = [
     ("completion", FinishJob("mine", "me", "succeeded", 15.0)),
     ("completion", SetJobState("waiting", "cancelled", ("pending",), 15.0)),
     ("stops", SetJobState("mine", "cancelled", ("running",), 15.0)),
+    ("stops", MoveCursor("closed", -4, expected=-3)),
+    ("completion", FinishJob("mine", "me", "paused", 15.0, refund=True)),
     ("completion", MoveCursor("cursor", 8, expected=7)),
 ]
 """Changes, and a topic whose waiters each must wake."""
@@ -150,6 +158,7 @@ READS: dict[str, Callable[[MetadataStore], Awaitable[Any]]] = {
     "events": lambda store: store.events(0),
     "last_event": lambda store: store.last_event(),
     "cursor": lambda store: store.cursor("c"),
+    "cursors": lambda store: store.cursors(),
     "pending_causes": lambda store: store.pending_causes("nobody"),
     "jobs": lambda store: store.jobs(),
     "claimable": lambda store: store.claimable(1.0, limit=1),
@@ -355,6 +364,11 @@ class MetadataStoreTests(ABC):
         await store.commit(SetComponentStatus("a", "ready"), SetComponentState("a", '{"n": 1}'))
         await store.commit(SetComponentState("a", '{"n": 2}', expected='{"n": 1}'))
         assert await store.components() == [component("a", "a", status="ready", state='{"n": 2}'), component("b", "b")]
+
+    async def test_what_a_component_declares_is_replaced(self, store: MetadataStore) -> None:
+        await store.commit(PutComponent(component(data='{"a": 1}', state='{"kept": 1}')))
+        await store.commit(SetComponentData("c" * 32, '{"a": 2}'))
+        assert await store.components() == [component(data='{"a": 2}', state='{"kept": 1}')]
 
     async def test_artifacts_are_linked_and_unlinked_later(self, store: MetadataStore) -> None:
         first, second, third = "a" * 64, "b" * 64, "c" * 64
@@ -661,6 +675,63 @@ class MetadataStoreTests(ABC):
         for each in await order(60.5):
             await store.commit(ClaimJob(each, "me", 60.5, 100.0))
         assert await order(60.5) == []
+
+    async def test_a_new_priority_counts_for_the_next_claim(self, store: MetadataStore) -> None:
+        await store.commit(*(PutJob(job(each, created=float(n), priority=1)) for n, each in enumerate("abcd")))
+        await store.commit(ClaimJob("d", "me", 1.0, 2.0))
+        await store.commit(PrioritizeJobs({"a": 0, "c": 5, "d": -7, "nobody": 3}))
+        assert [each.id for each in await store.claimable(9.0, limit=9)] == ["c", "b", "a", "d"]
+        assert {each.id: each.priority for each in await store.jobs()} == {"a": 0, "b": 1, "c": 5, "d": -7}
+        await store.commit(FinishJob("d", "me", "succeeded", 1.5))
+
+    async def test_a_closed_gate_keeps_jobs_from_being_claimed(self, store: MetadataStore) -> None:
+        await store.commit(*(PutJob(job(each)) for each in ("held back", "free", "taken over")))
+        await store.commit(ClaimJob("taken over", "dead", 1.0, 2.0), MoveCursor("gate", -1, expected=0))
+        for each in ("held back", "taken over"):
+            with pytest.raises(ConflictError):
+                await store.commit(ClaimJob(each, "me", 3.0, 9.0, gate="gate"))
+        await store.commit(ClaimJob("free", "me", 3.0, 9.0, gate="of another"))
+        await store.commit(MoveCursor("gate", 2, expected=-1))
+        await store.commit(ClaimJob("held back", "me", 3.0, 9.0, gate="gate"))
+        with pytest.raises(ConflictError):  # closed by the commit itself
+            await store.commit(MoveCursor("gate", -3), ClaimJob("taken over", "me", 3.0, 9.0, gate="gate"))
+        await store.commit(DeleteCursor("gate"), ClaimJob("taken over", "me", 3.0, 9.0, gate="gate"))
+        assert {each.state for each in await store.jobs()} == {"running"}
+
+    async def test_of_claims_and_a_closing_gate_at_once_none_gets_through_after_it(
+        self, store: MetadataStore, other: MetadataStore
+    ) -> None:
+        await store.commit(*(PutJob(job(f"{n}")) for n in range(40)))
+
+        async def claim(n: int) -> bool:
+            try:
+                await (store, other)[n % 2].commit(ClaimJob(f"{n}", "me", 3.0, 9.0, gate="gate"), event("claimed"))
+            except ConflictError:
+                return False
+            return True
+
+        async def close() -> int:
+            [closed] = await store.commit(MoveCursor("gate", -1, expected=0), event("closed"))
+            return closed.seq
+
+        *claimed, closed = await asyncio.gather(*map(claim, range(40)), close())
+        seen = [each.seq for each in await other.events(0, topics=["claimed"])]
+        assert len(seen) == sum(map(bool, claimed))
+        assert all(seq < closed for seq in seen)
+
+    async def test_a_paused_job_waits_and_is_not_claimed(self, store: MetadataStore) -> None:
+        await store.commit(PutJob(job("a", first=3, last=4)), PutJob(job("b", first=5, last=6)))
+        await store.commit(ClaimJob("a", "me", 1.0, 2.0))
+        await store.commit(FinishJob("a", "me", "paused", 1.5, refund=True))
+        await store.commit(SetJobState("b", "paused", ("pending",), 1.5))
+        paused = await store.jobs(JobFilter(states=["paused"]))
+        assert [(each.attempts, each.finished, each.owner) for each in paused] == [(0, None, None)] * 2
+        assert await store.claimable(1e9, limit=9) == []
+        assert await store.next_due(0.0) is None
+        assert sorted(await store.pending_causes("nobody")) == [(3, 4), (5, 6)]
+        assert await store.pending_causes("nobody", states=["pending", "running"]) == []
+        await store.commit(*(SetJobState(each, "pending", ("paused",), 2.5) for each in "ab"))
+        assert len(await store.claimable(2.5, limit=9)) == 2
 
     async def test_next_due_is_when_claimable_grows(self, store: MetadataStore) -> None:
         assert await store.next_due(0.0) is None

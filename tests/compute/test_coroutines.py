@@ -10,6 +10,7 @@ import pytest
 
 from asyncdl.compute import coroutines
 from asyncdl.compute.base import ModelCall, ModelTask
+from asyncdl.compute.coroutines import Lane, Pace
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.errors import ModelError
 from asyncdl.testing.compute import Models, picky_batch
@@ -176,3 +177,70 @@ async def test_calls_that_do_not_wait_leave_others_their_turn(
         await asyncio.sleep(0)
     assert await future == list(range(1000))
     assert len(set(turns)) > 10
+
+
+class Spawning:
+    """Makes tasks, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def __call__(self, work):
+        self.count += 1
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+async def test_batches_of_one_row_cost_one_task_each_also_when_there_is_no_room():
+    spawn = Spawning()
+    lane = Lane(3, Pace(), spawn)
+
+    async def model(x):
+        await asyncio.sleep(0)
+        return -x
+
+    outputs = await asyncio.gather(*(lane.run(model, ModelCall("m", placement="loop"), [n]) for n in range(200)))
+    assert outputs == [[-n] for n in range(200)]
+    assert spawn.count == 200
+    await asyncio.sleep(0)
+    assert lane.idle
+
+
+async def test_a_lane_that_is_resized_takes_in_fewer_and_more_and_forgets_no_row():
+    spawn = Spawning()
+    lane = Lane(8, Pace(), spawn)
+    inside, most, seen = 0, 0, []
+
+    async def model(x):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0)
+        inside -= 1
+        seen.append(x)
+        return x
+
+    call = ModelCall("m", placement="loop")
+    running = asyncio.gather(
+        *(lane.run(model, call, range(at, at + 40)) for at in (0, 100, 200)), lane.run(model, call, [7])
+    )
+    while len(seen) < 20:  # noqa: ASYNC110 - turn by turn
+        await asyncio.sleep(0)
+    assert most == 8
+    for limit in (2, 0, 5, 1, 0, 3):
+        lane.resize(limit)
+        while lane.under_way > limit:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        most, before = 0, len(seen)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert most <= limit
+        assert (len(seen) > before) == (limit > 0)
+    lane.resize(50)
+    outputs = await running
+    assert [list(each) for each in outputs] == [list(range(at, at + 40)) for at in (0, 100, 200)] + [[7]]
+    await asyncio.sleep(0)
+    assert lane.idle

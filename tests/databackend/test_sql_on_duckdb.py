@@ -27,7 +27,7 @@ from asyncdl.errors import (
     StoreUnavailableError,
     TableNotFoundError,
 )
-from asyncdl.query import Query, table
+from asyncdl.query import table
 from asyncdl.testing.databackend_outputs import DataBackendTests
 
 pytestmark = pytest.mark.anyio
@@ -42,19 +42,6 @@ def run(where: Path, *statements: str) -> list[Any]:
 class TestSQLDataBackendOnDuckDB(DataBackendTests):
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(DuckDBDatabase(where / FILE), datatypes)
-
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT table_name FROM duckdb_tables()")}

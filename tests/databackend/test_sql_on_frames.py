@@ -16,7 +16,6 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.frames import FramesDatabase
 from asyncdl.errors import QueryError, StoreError, StoreUnavailableError, TableNotFoundError
-from asyncdl.query import Query, table
 from asyncdl.testing.databackend_outputs import DataBackendTests
 from tests import models
 from tests.conftest import rows_of
@@ -27,19 +26,6 @@ pytestmark = pytest.mark.anyio
 class TestSQLDataBackendOnFrames(DataBackendTests):
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(FramesDatabase(where), datatypes)
-
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {path.stem for path in [*where.glob("*.parquet"), *where.glob(".asyncdl/tables/*.parquet")]}

@@ -15,7 +15,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mysql import MySQLDatabase
 from asyncdl.errors import ConstraintError, DuplicateKeyError, InvalidRowError, QueryError, StoreError
-from asyncdl.query import Query, table
+from asyncdl.query import table
 from asyncdl.testing.databackend_outputs import WORDS, DataBackendTests, Output
 from tests.mysql import Server
 
@@ -34,19 +34,6 @@ class TestSQLDataBackendOnMySQL(DataBackendTests):
 
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(MySQLDatabase(self.server.url(where)), datatypes)
-
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {next(iter(row.values())) for row in self.server.run("SHOW TABLES", url=self.server.url(where))}

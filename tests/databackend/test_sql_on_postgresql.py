@@ -19,7 +19,7 @@ from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sql import MARK
 from asyncdl.errors import ConstraintError, DatatypeError, DuplicateKeyError, InvalidRowError, QueryError, StoreError
-from asyncdl.query import Query, table
+from asyncdl.query import table
 from asyncdl.testing.databackend_outputs import LENGTH, WORDS, DataBackendTests, Output
 from tests.postgresql import Server
 
@@ -35,19 +35,6 @@ class TestSQLDataBackendOnPostgreSQL(DataBackendTests):
 
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(PostgreSQLDatabase(self.server.url(where)), datatypes)
-
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         found = "SELECT tablename::text FROM pg_tables WHERE schemaname = ANY (current_schemas(false))"

@@ -19,7 +19,7 @@ from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ConstraintError, DatatypeError, DuplicateKeyError, QueryError, TableNotFoundError
-from asyncdl.query import Query, fn, table
+from asyncdl.query import fn, table
 from asyncdl.testing.databackend_outputs import LENGTH, WORDS, DataBackendTests
 
 pytestmark = pytest.mark.anyio
@@ -34,19 +34,6 @@ def run(where: Path, *statements: str) -> list[Any]:
 class TestSQLDataBackendOnSQLite(DataBackendTests):
     def make_backend(self, where: Path, datatypes: Datatypes) -> SQLDataBackend:
         return SQLDataBackend(SQLiteDatabase(where / FILE), datatypes)
-
-    def table(self, name: str) -> Query:
-        return table(name)
-
-    def where(self, name: str, column: str, operator: str, value: Any) -> Query:
-        t = table(name)
-        return t.filter({"==": t[column] == value, ">": t[column] > value, "<": t[column] < value}[operator])
-
-    def pick(self, name: str, *columns: str) -> Query:
-        return table(name).select(*columns)
-
-    def joined(self, name: str, *identifiers: str) -> Query:
-        return table(name).outputs(*identifiers)
 
     def raw_tables(self, where: Path) -> set[str]:
         return {row[0] for row in run(where, "SELECT name FROM sqlite_master WHERE type = 'table'")}

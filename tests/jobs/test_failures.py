@@ -9,7 +9,14 @@ import pytest
 
 import asyncdl
 from asyncdl import Application, Listener, Model, Table
-from asyncdl.errors import InvalidComponentError, JobFailedError, QueueDeadlineError
+from asyncdl.errors import (
+    InvalidComponentError,
+    JobError,
+    JobFailedError,
+    ModelError,
+    ModelOutputError,
+    QueueDeadlineError,
+)
 from tests import models
 from tests.conftest import rows_of
 
@@ -187,3 +194,100 @@ async def test_what_depends_on_a_failed_job_has_failed_with_it_and_is_mended_wit
         await db.jobs.retry(failed.id)
         await written.wait(60)
         assert (3, -3, -3, -6, -12) in await rows_of(db, t.outputs("first", "second", "third"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "attempts"),
+    [
+        ({}, 2),
+        ({"give_up_on": ModelOutputError}, 1),
+        ({"give_up_on": "asyncdl.errors:ModelError"}, 1),  # which it derives from
+        ({"give_up_on": KeyError, "retry_on": ModelError}, 2),
+        ({"give_up_on": ValueError, "retry_on": ModelError}, 1),  # its builtin kin
+        ({"retry_on": ConnectionError}, 1),
+    ],
+)
+async def test_rules_for_retries_hold_for_jobs_too(uris, rules, attempts):
+    async with asyncdl.connect(**uris) as db:
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(3)]))
+        await db.wait_idle(60)
+        model = Model("short", models.one_too_few, batch=True, **rules)
+        added = await db.add(Listener("short", model=model, key="x", select=t))
+        with pytest.raises(JobFailedError, match="2 outputs for 3 inputs"):
+            await added.wait(60)
+        [job] = await db.jobs.list(state="failed")
+        assert job.attempts == attempts
+        assert "ModelOutputError" in str(job.error)
+        assert "Traceback" in str(job.error)
+
+
+async def test_a_failed_job_is_listed_inspected_and_retried(uris):
+    async with asyncdl.connect(**uris) as db:
+        t = db["numbers"]
+        await db.add(Table("numbers", {"id": "int64", "x": "int64"}))
+        model = Model("fragile", models.breaks_on_negative, batch=True)
+        await db.add(Listener("fragile", model=model, key="x", select=t), wait=True)
+        models.broken = True
+        written = await db.execute(t.insert([{"id": 5, "x": -5}, {"id": 6, "x": 6}]))
+        with pytest.raises(JobFailedError):
+            await written.wait(60)
+        [job] = await db.jobs.list(state="failed", kind="refresh")
+        assert (job.attempts, job.max_attempts, sorted(job.rows)) == (2, 2, [5, 6])
+        assert job.finished is not None
+        assert "1 outputs for 2 inputs" in str(job.error)
+        models.broken = False
+        await db.jobs.retry(job.id)
+        await written.wait(60)
+        again = await db.jobs.get(job.id)
+        assert (again.state, again.attempts, again.error) == ("succeeded", 1, None)
+        with pytest.raises(JobError, match="succeeded"):
+            await db.jobs.retry(job.id)
+
+
+async def test_only_rows_that_failed_are_tried_again(uris):
+    async with asyncdl.connect(**uris) as db:
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n - 2} for n in range(6)]))
+        await db.wait_idle(60)
+        models.calls.clear()
+        models.negative_is_bad = True
+        model = Model("picky", models.picky)
+        await db.add(Listener("picky", model=model, key="x", select=t), wait=True)
+        assert [(key, error.type) for key, error in await db.errors("picky")] == [(0, "ValueError"), (1, "ValueError")]
+        models.negative_is_bad = False
+        handle = await db.retry_failed("picky")
+        await handle.wait(60)
+        assert await db.errors("picky") == []
+        assert dict(models.calls) == {-2: 2, -1: 2, 0: 1, 1: 1, 2: 1, 3: 1}
+        assert len(await rows_of(db, t.outputs("picky"))) == 6
+
+
+async def test_attempts_are_further_and_further_apart(uris):
+    async with asyncdl.connect(**uris | {"job_max_attempts": 4, "job_backoff": 0.05}) as db:
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(3)]))
+        await db.wait_idle(60)
+        pauses = []
+
+        async def watch():
+            seen, known = 0, -1.0
+            while True:
+                for job in await db.jobs.list(kind="backfill", state="pending"):
+                    if job.not_before > known and job.attempts:
+                        known = job.not_before
+                        pauses.append((job.attempts, known - (job.started or 0.0)))
+                seen = await db.metadata.wait_for_commits(seen)
+
+        watching = asyncio.ensure_future(watch())
+        try:
+            model = Model("short", models.one_too_few, batch=True)
+            added = await db.add(Listener("short", model=model, key="x", select=t))
+            with pytest.raises(JobFailedError):
+                await added.wait(60)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+        assert [attempt for attempt, _ in pauses] == [1, 2, 3]
+        for attempt, pause in pauses:
+            assert pause >= 0.05 * 2 ** (attempt - 1)
