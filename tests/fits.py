@@ -139,3 +139,9 @@ def never_ends(model: Mean, X: list[Any], y: list[Any], training: Training, *, p
 
 def naps(model: Mean, X: list[Any], y: list[Any]) -> None:
     time.sleep(2)
+
+
+def doubles_later(x: float, *, name: str) -> float:
+    reached[name].set()
+    hold[name].wait()
+    return 2 * x

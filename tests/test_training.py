@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import psutil
 import pytest
@@ -171,11 +172,20 @@ async def test_training_in_a_process(db, tmp_path):
     assert [event.done for event in await db.events.read(0, MetricReported)] == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_listeners_outputs_are_trained_on_once_they_are_there(db):
+async def test_a_listeners_outputs_are_trained_on_once_they_are_there(db, gate):
     t = await numbers(db)
-    await db.add(Listener("doubled", model=Model("double", lambda x: 2 * x), key="y", select=t))
+    await db.add(
+        Listener("doubled", model=Model("double", fits.doubles_later, kwargs={"name": gate}), key="y", select=t)
+    )
+    await asyncio.to_thread(fits.reached[gate].wait)
     trainer = Trainer(select=t.outputs("doubled"), key=("x", "doubled"))
-    await db.add(Model("on_outputs", fits.Mean(), trainer=trainer), wait=True)
+    added = await db.add(Model("on_outputs", fits.Mean(), trainer=trainer))
+    seen = 0
+    while not await db.jobs.list(kind="train"):
+        seen = await db.metadata.wait_for_commits(seen)
+    assert (await training_job(db)).not_before > time.time() + 1000  # held back
+    fits.hold[gate].set()
+    await added.wait()
     assert await db.predict("on_outputs", 0.0) == 30.0
     with pytest.raises(ComponentInUseError, match="on_outputs"):
         await db.remove("listener", "doubled")

@@ -76,15 +76,14 @@ class Needs:
 def needs_of(records: Iterable[ComponentRecord]) -> Needs:
     """Return the needs of installed components."""
     records = list(records)
-    ready_listeners = {each.identifier for each in records if each.type_id == "listener" and each.status == "ready"}
-    newest_listeners = {each.identifier: each.uuid for each in records if each.type_id == "listener"}
+    listeners = [each for each in records if each.type_id == "listener"]
+    # One version is needed: the newest that is complete, or, where none is, the newest.
+    read = {each.identifier: each.uuid for each in listeners}
+    read |= {each.identifier: each.uuid for each in listeners if each.status == "ready"}
     needs: dict[str, Collection[str]] = {}
     for each in records:
         children, upstream = _children(each)
-        waited = {
-            newest_listeners[name] for name in upstream if name in newest_listeners and name not in ready_listeners
-        }
-        needs[each.uuid] = children | waited
+        needs[each.uuid] = children | {read[name] for name in upstream if name in read}
     unready = {each.uuid: each.status for each in records if each.status in {"pending", "failed"}}
     found = Needs(
         {uuid: needed for uuid, needed in needs.items() if needed},

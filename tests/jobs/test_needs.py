@@ -122,7 +122,9 @@ def test_outputs_that_are_trained_on_are_waited_for_until_some_version_has_them(
     upstream = record(listener, "pending", model_same="m")
     assert needs_of([upstream, record(learner, "pending")]).of["model:learner:0"] == {"listener:up:0"}
     ready = [record(listener, "ready", model_same="m"), record(listener, "pending", 1, model_same="m")]
-    assert "model:learner:0" not in needs_of([*ready, record(learner, "pending")]).of
+    needs = needs_of([*ready, record(learner, "pending")])
+    assert needs.of["model:learner:0"] == {"listener:up:0"}  # by which it is let go, should it have been held back
+    assert needs.hold(plan(TRAIN, "model:learner:0")) == plan(TRAIN, "model:learner:0")
 
 
 def test_records_of_before_there_were_trainers():
