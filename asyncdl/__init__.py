@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from asyncdl.compute.fitting import AsyncTraining as AsyncTraining
     from asyncdl.compute.fitting import Training as Training
     from asyncdl.connect import connect as connect
+    from asyncdl.context import Answer as Answer
     from asyncdl.datalayer import Datalayer as Datalayer
     from asyncdl.events.types import ComponentAdded as ComponentAdded
     from asyncdl.events.types import ComponentReady as ComponentReady
@@ -79,6 +80,7 @@ _HOMES = {
     "asyncdl.components.validation": ["Metric", "Validation"],
     "asyncdl.compute.fitting": ["AsyncTraining", "Training"],
     "asyncdl.connect": ["connect"],
+    "asyncdl.context": ["Answer"],
     "asyncdl.datalayer": ["Datalayer"],
     "asyncdl.events.types": [
         "ComponentAdded",

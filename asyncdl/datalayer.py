@@ -18,6 +18,7 @@ from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
 from asyncdl.components.validation import Validation
 from asyncdl.compute.base import RowError
+from asyncdl.context import Answer, context_rows, context_values
 from asyncdl.databackend.base import Key
 from asyncdl.engine import Engine
 from asyncdl.errors import (
@@ -69,6 +70,7 @@ class Datalayer:
         self._installer = engine.installer
         self._writer = engine.writer
         self._predictor = engine.predictor
+        self._streams = engine.streams
         self._runner = engine.runner
         self._pauses = engine.pauses
         self._completion = engine.completion
@@ -368,18 +370,46 @@ class Datalayer:
 
     # models
 
-    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def predict(
+        self, model: str | Model, /, *args: Any, context_select: Query, context_key: str | None = None, **kwargs: Any
+    ) -> Answer: ...
+    @overload
+    async def predict(self, model: str | Model, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def predict(
+        self,
+        model: str | Model,
+        /,
+        *args: Any,
+        context_select: Any = None,
+        context_key: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Return an installed model's output for one input.
 
         A batch model gets what concurrent callers ask as few batches, of 256 inputs at most: see docs/prediction.md.
+
+        Parameters
+        ----------
+        context_select
+            A query whose rows, 1,000 at most, the model gets as a list behind its input: ``model(input, rows)``. Then an
+            `Answer` is returned, of the output and the rows.
+        context_key
+            A column: the model gets its values instead of rows.
 
         Raises
         ------
         ModelError
             The model failed; the message holds its traceback.
+        QueryError
+            The context has more than 1,000 rows, or no such column.
         """
         self._opened()
-        return await self._predictor.predict(model, args, kwargs)
+        if context_select is None:
+            return await self._predictor.predict(model, args, kwargs)
+        sources = await context_rows(await self.execute(context_select), context_select)
+        given = (*args, context_values(sources, context_key))
+        return Answer(await self._predictor.predict(model, given, kwargs), sources)
 
     def predict_many(
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], *, size: int = 256
@@ -445,6 +475,20 @@ class Datalayer:
         """
         self._opened()
         return self._learning.rows(dataset, fold)
+
+    def stream(self, model: str | Model, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Yield an installed model's output for one input in pieces: ``async for token in db.stream("llm", prompt)``.
+
+        The model's object has a generator function ``stream``, plain or asynchronous, or is one. It runs in this process, a
+        plain one on a thread, at the pace of who iterates; leaving the loop ends it (at once within ``contextlib.aclosing``).
+
+        Raises
+        ------
+        ModelError
+            The model failed, or does not stream.
+        """
+        self._opened()
+        return self._streams.stream(model, args, kwargs)
 
     # what happens
 

@@ -34,6 +34,7 @@ from asyncdl.jobs.work import Stores
 from asyncdl.learning import Learning
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.prediction import Predictor
+from asyncdl.streaming import Streams
 from asyncdl.supervisor import Supervisor
 from asyncdl.writer import Writer
 
@@ -80,7 +81,9 @@ class Engine:
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
+        self._loader = InstalledModelLoader(self.registry)
         self.predictor = Predictor(stores)
+        self.streams = Streams(self.predictor, self._loader, limited)
         self.pauses = Pauses(metadata)
         working = replace(stores, retrain=self.installer.retrain)
         self.runner = Runner(working, options.runner, self._dropping, self.pauses)
@@ -110,7 +113,7 @@ class Engine:
         if self.state != "new":
             raise ClosedError(f"a datalayer is opened once; this one is {self.state}")
         async with AsyncExitStack() as stack:
-            await self.stores.compute.open(InstalledModelLoader(self.registry))
+            await self.stores.compute.open(self._loader)
             stack.push_async_callback(self.stores.compute.aclose)
             await self._load_datatypes()
             self._handled_since = await self.events.last()
@@ -152,6 +155,7 @@ class Engine:
         self.completion.close()
         await self.writer.aclose()
         await self.predictor.aclose()
+        await self.streams.aclose()
         await self._supervisor.stop()
 
     async def _load_datatypes(self) -> None:

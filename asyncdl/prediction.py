@@ -76,9 +76,8 @@ class Predictor:
 
     async def predict(self, model: str | Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return a model's output for one input, computed together with what others ask at the same time."""
-        signature, given = _one_input(args, kwargs)
-        uuid, identifier = (model.uuid, model.identifier) if isinstance(model, Model) else (None, model)
-        asked = (uuid, identifier, signature)
+        signature, given = one_input(args, kwargs)
+        asked = _asked(model, signature)
         lane = self._lanes.get(asked)
         if lane is None:
             lane = self._lanes[asked] = _Lane()
@@ -95,8 +94,7 @@ class Predictor:
         self, model: str | Model, inputs: Iterable[Any] | AsyncIterable[Any], size: int
     ) -> AsyncIterator[Any]:
         """Yield a model's outputs, in order."""
-        uuid, identifier = (model.uuid, model.identifier) if isinstance(model, Model) else (None, model)
-        found, _ = await self._find((uuid, identifier, "single"))
+        found, _ = await self.find(model, "single")
         pinned: _Asked = (found.uuid, found.identifier, "single")  # one version from the first input to the last
         window: list[asyncio.Future[list[Any]]] = []
         try:
@@ -113,6 +111,15 @@ class Predictor:
                 future.cancel()
             if window:
                 await asyncio.wait(window)
+
+    async def find(self, model: str | Model, signature: Signature) -> tuple[Model, ModelCall]:
+        """Return a model that is installed (of a name: its newest version), and how it is called for one input.
+
+        Raises
+        ------
+        ComponentNotFoundError
+        """
+        return await self._find(_asked(model, signature))
 
     async def _find(self, asked: _Asked) -> tuple[Model, ModelCall]:
         """Return a model that is installed, and how it is called."""
@@ -197,6 +204,10 @@ class Predictor:
             _fail(callers, error)
 
 
+def _asked(model: str | Model, signature: Signature) -> _Asked:
+    return (model.uuid, model.identifier, signature) if isinstance(model, Model) else (None, model, signature)
+
+
 async def _outputs(future: ComputeFuture) -> list[Any]:
     """Wait for a batch; it is cancelled with its waiter."""
     try:
@@ -225,7 +236,14 @@ def _closed() -> ClosedError:
     return ClosedError("the datalayer was closed while a model computed")
 
 
-def _one_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Signature, Any]:
+def one_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Signature, Any]:
+    """Return how one input is passed, and the input.
+
+    Raises
+    ------
+    ModelError
+        It is passed by position and by keyword.
+    """
     if args and kwargs:
         raise ModelError("predict takes a model's input by position or by keyword, not both")
     if kwargs:

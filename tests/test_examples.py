@@ -19,7 +19,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Listener, Model, OutputsWritten
-from tests import models
+from tests import models, openai_service
 
 pytestmark = pytest.mark.anyio
 
@@ -166,3 +166,33 @@ def test_digits(tmp_path):
 def test_digits_on_two_dask_workers(tmp_path, dask_cluster):
     command = (str(ROOT / "examples" / "digits_on_dask.py"), f"sqlite:///{tmp_path / 'digits.db'}", dask_cluster.url)
     check_digits(finished(*command, folder=tmp_path))
+
+
+async def test_answers_of_an_api(tmp_path):
+    environment = {"OPENAI_API_KEY": "a key", "ASYNCDL_DATABACKEND": f"sqlite:///{tmp_path / 'app.db'}"}
+    async with openai_service.serve() as service:
+        service.refusals = [429, 500]
+
+        async def run() -> str:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, str(ROOT / "examples" / "answers.py"), "backwards", "2000"),
+                cwd=tmp_path,
+                env=os.environ | environment | {"OPENAI_BASE_URL": service.url, "PYTHONPATH": str(ROOT)},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            printed, errors = await process.communicate()
+            assert process.returncode == 0, errors.decode()
+            return printed.decode()
+
+        printed = await run()
+        assert printed.splitlines() == [
+            "What is 0 squared? -> squared? 0 is What",
+            "What is 1 squared? -> squared? 1 is What",
+            "What is 2 squared? -> squared? 2 is What",
+            "1000 answers",
+        ]
+        assert len(service.requests) == 1000 + 2
+        assert service.most <= 20
+        assert await run() == printed
+        assert len(service.requests) == 1000 + 2  # nothing is asked twice

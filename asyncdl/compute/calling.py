@@ -17,7 +17,7 @@ from asyncdl.errors import ModelError, ModelOutputError
 
 Function = Callable[..., Any]
 
-_OWN = "asyncdl.compute."
+_OWN = ("asyncdl.compute.", "asyncdl.streaming")
 _NO_BATCH = (str, bytes, bytearray, Mapping, Set)
 
 

@@ -8,8 +8,9 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask, Placement
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask, Placement
 from asyncdl.compute.calling import Stop, run, target
+from asyncdl.compute.closing import Closing
 from asyncdl.compute.coroutines import Lane, Pace
 from asyncdl.compute.futures import Loads, TaskFuture
 from asyncdl.compute.gil import prompt_switching
@@ -98,7 +99,9 @@ class _Running:
     """What exists between `open` and `aclose`."""
 
     def __init__(self, loader: ModelLoader, threads: int, processes: int) -> None:
-        self._models: Loads[Any] = Loads(loader, self._spawn)
+        self._loader = loader
+        self._models: Loads[Any] = Loads(self._load, self._spawn)
+        self._closing = Closing()
         self._payloads: Loads[bytes] = Loads(loader.payload, self._spawn)
         self._threads = Workers("asyncdl-model", threads, _Interruptible)
         self._children = Workers("asyncdl-process", processes, Child)
@@ -146,6 +149,12 @@ class _Running:
                 )
         everybody = (self._threads, self._children, self._long_threads, self._long_children)
         await asyncio.gather(*(each.aclose(grace) for each in everybody))
+        await self._closing.aclose(grace)
+
+    async def _load(self, call: ModelCall) -> Any:
+        model = await self._loader(call)
+        self._closing.remember(model)
+        return model
 
     def _spawn(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work, name=name)

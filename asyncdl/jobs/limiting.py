@@ -114,6 +114,14 @@ class LimitedCompute(ComputeBackend):
                 return future
         return TaskFuture(self._spawn(self._run(task)))
 
+    @contextlib.asynccontextmanager
+    async def turn(self, call: ModelCall) -> AsyncIterator[None]:
+        """Wait until one more call of a model is allowed, and count it for as long as the block lasts; it is made elsewhere."""
+        async with self._place(call):
+            if call.rate_limit is not None:
+                await self._rate(call.name).turn(call.rate_limit)
+            yield
+
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work, name="asyncdl: calls with a limit")
         self._tasks.add(task)
@@ -122,7 +130,7 @@ class LimitedCompute(ComputeBackend):
 
     async def _run(self, task: ModelTask) -> list[Any]:
         if task.call.rate_limit is not None:
-            return await self._paced(task, task.call.rate_limit)
+            return await self._paced(task)
         shares = self._share(task.call)
         if task.call.placement != "loop":
             async with shares.places(1):
@@ -173,10 +181,10 @@ class LimitedCompute(ComputeBackend):
 
     # limits on calls in a second
 
-    async def _paced(self, task: ModelTask, rate: float) -> list[Any]:
+    async def _paced(self, task: ModelTask) -> list[Any]:
         """Compute a batch call by call."""
         if task.call.batch:
-            outputs = await self._call(task, 0, task.inputs, rate, retries=0) if task.inputs else []
+            outputs = await self._call(task, 0, task.inputs, retries=0) if task.inputs else []
             alone = len(task.inputs) < 2 and not task.call.retries
             if alone or not _all_failed(outputs):
                 return outputs
@@ -185,7 +193,7 @@ class LimitedCompute(ComputeBackend):
 
         async def work() -> None:
             for at, row in rows:
-                [outputs[at]] = await self._call(task, at + 1, [row], rate, retries=task.call.retries)
+                [outputs[at]] = await self._call(task, at + 1, [row], retries=task.call.retries)
 
         on_loop = task.call.placement == "loop"
         width = task.call.max_concurrency if on_loop else self.inner.parallelism
@@ -197,12 +205,11 @@ class LimitedCompute(ComputeBackend):
             raise failures.exceptions[0] from None
         return outputs
 
-    async def _call(self, task: ModelTask, number: int, inputs: Sequence[Any], rate: float, retries: int) -> list[Any]:
+    async def _call(self, task: ModelTask, number: int, inputs: Sequence[Any], retries: int) -> list[Any]:
         """Call the model, and again after a failure that is worth it, each time when it may be."""
         call = replace(task.call, retries=0, one_by_one=False, at_most=None, rate_limit=None)
         for attempt in range(retries + 1):
-            async with self._place(task.call):
-                await self._rate(call.name).turn(rate)
+            async with self.turn(task.call):
                 outputs = await self._compute(ModelTask(f"{task.key}.{number}.{attempt}", call, inputs))
             failed = outputs[0] if outputs else None
             if not isinstance(failed, RowError) or attempt == retries or not call.retries_kinds(failed.kinds):
