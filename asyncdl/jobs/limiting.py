@@ -107,7 +107,7 @@ class LimitedCompute(ComputeBackend):
             raise ClosedError(f"the compute backend {self.url!r} is not open")
         if task.call.rate_limit is None and task.call.placement == "loop":
             shares = self._share(task.call)
-            if self.inner.allow(task.call.name, shares.allowed):
+            if self.inner.allow(task.call.name, shares.for_backend):
                 future = self.inner.submit(task)
                 if isinstance(future, TaskFuture):
                     shares.want_until(future.result, 1 if task.call.batch else len(task.inputs))

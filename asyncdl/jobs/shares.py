@@ -138,6 +138,7 @@ class Shares:
         self._line.append((calls, turn))
         self._want(calls)
         self._admit()
+        self._allow(self.for_backend)
         try:
             yield await turn
         finally:
@@ -146,6 +147,7 @@ class Shares:
             turn.cancel()
             self._want(-calls)
             self._admit()
+            self._allow(self.for_backend)
 
     def _want(self, calls: int) -> None:
         self._wanted += calls
@@ -162,13 +164,18 @@ class Shares:
             calls, turn = self._line[0]
             if turn.done():
                 self._line.popleft()
-            elif self._inside < self.allowed:
-                granted = min(calls, self.allowed - self._inside)
+            elif self._used < self.allowed:
+                granted = min(calls, self.allowed - self._used)
                 self._inside += granted
                 self._line.popleft()
                 turn.set_result(granted)
             else:
                 return
+
+    @property
+    def for_backend(self) -> int:
+        """How many calls that the backend counts itself may be under way: what others, and those who wait, do not take."""
+        return max(self.allowed - self._inside - len(self._line), 0)
 
     @property
     def _used(self) -> int:
@@ -264,7 +271,7 @@ class Shares:
         if asyncio.get_running_loop().time() >= self._valid:
             calls = 0
         self.allowed = calls
-        self._allow(calls)
+        self._allow(self.for_backend)
         self._admit()
 
     async def give_back(self) -> None:

@@ -21,6 +21,7 @@ from asyncdl.jobs.shares import Share, Shares, divide
 from asyncdl.metadata.base import DeleteCursor
 from tests import models
 from tests.conftest import rows_of
+from tests.jobs.stores import STORES, uris_of
 from tests.jobs.test_many_processes import exists, setup  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +65,8 @@ def counting(setup, monkeypatch):  # noqa: F811 - the fixture
 
 
 def noted(setup) -> list[tuple[str, int, float]]:  # noqa: F811
-    lines = [line.split() for line in setup.path("calls").read_text().splitlines()]
+    path = setup.path("calls")
+    lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
     return [(what, int(pid), float(at)) for what, pid, at in lines]
 
 
@@ -149,12 +151,10 @@ async def test_the_calls_of_a_process_that_was_killed_are_others_within_the_leas
 # several datalayers in this process are several processes to each other
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=[each for each in STORES if each != "two databases"])
 def uris(request, tmp_path):
-    uri = f"sqlite:///{tmp_path / 'app.db'}"
-    if request.param == "postgresql":
-        uri = request.getfixturevalue("postgresql").url(tmp_path)
-    return {"databackend": uri, "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    with uris_of(request, tmp_path) as uris:
+        yield uris
 
 
 @asynccontextmanager
@@ -261,6 +261,22 @@ async def test_retries_and_rows_of_a_failed_batch_count_as_calls(uris):
         outputs = await asyncio.gather(*(db.predict("batch", n) for n in (1, -2, 3)), return_exceptions=True)
         assert [outputs[0], type(outputs[1]), outputs[2]] == [2, ModelError, 4]
         assert models.attempts["batch"] == 4  # the batch, and each of its rows
+
+
+async def test_calls_that_are_made_elsewhere_count_with_those_on_the_loop(uris):
+    async with several(1, uris) as [db]:
+        added = await db.add(Model("limited", models.inside_now, max_concurrency=3))
+        limits, registry = db._engine.stores.compute, db._registry
+        call = registry.call(added.component, await registry.find("model", "limited"), "single")
+
+        async def elsewhere(n):
+            async with limits.turn(call):
+                await models.inside_now(n)
+
+        asked = [db.predict("limited", n) for n in range(60)] + [elsewhere(n) for n in range(20)]
+        await asyncio.gather(*asked)
+        assert max(models.inside) <= 3
+        assert len(models.inside) == 80
 
 
 async def test_a_model_without_limits_asks_the_store_for_nothing(uris):

@@ -14,20 +14,17 @@ from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, JobTim
 from asyncdl.metadata.base import ClaimJob, MoveCursor, SetJobState
 from tests import models
 from tests.conftest import rows_of
+from tests.jobs.stores import STORES, uris_of
 from tests.jobs.test_many_processes import gated_listener, setup  # noqa: F401 - a fixture
 from tests.jobs.test_priorities import until
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["one database", "two databases"])
+@pytest.fixture(params=STORES)
 def uris(request, tmp_path):
-    uris = {
-        "databackend": f"sqlite:///{tmp_path / 'app.db'}",
-        "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
-        "job_backoff": 0.01,
-    }
-    return uris if request.param == "one database" else uris | {"metadata_store": f"sqlite:///{tmp_path / 'meta.db'}"}
+    with uris_of(request, tmp_path) as uris:
+        yield uris | {"job_backoff": 0.01}
 
 
 def doubled(db, model="double", **fields):
