@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from asyncdl.components.application import Application as Application
     from asyncdl.components.component import Component as Component
+    from asyncdl.components.dataset import Dataset as Dataset
     from asyncdl.components.datatype import Datatype as Datatype
     from asyncdl.components.listener import Listener as Listener
     from asyncdl.components.model import Model as Model
     from asyncdl.components.schedule import Schedule as Schedule
     from asyncdl.components.table import Table as Table
+    from asyncdl.components.training import Trainer as Trainer
     from asyncdl.components.trigger import Trigger as Trigger
+    from asyncdl.components.validation import Metric as Metric
+    from asyncdl.components.validation import Validation as Validation
+    from asyncdl.compute.fitting import AsyncTraining as AsyncTraining
+    from asyncdl.compute.fitting import Training as Training
     from asyncdl.connect import connect as connect
     from asyncdl.context import Answer as Answer
     from asyncdl.datalayer import Datalayer as Datalayer
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from asyncdl.events.types import JobSucceeded as JobSucceeded
     from asyncdl.events.types import ListenerPaused as ListenerPaused
     from asyncdl.events.types import ListenerResumed as ListenerResumed
+    from asyncdl.events.types import MetricReported as MetricReported
+    from asyncdl.events.types import ModelValidated as ModelValidated
     from asyncdl.events.types import OutputsReplaced as OutputsReplaced
     from asyncdl.events.types import OutputsWritten as OutputsWritten
     from asyncdl.events.types import RecomputeRequested as RecomputeRequested
@@ -43,7 +51,9 @@ if TYPE_CHECKING:
     from asyncdl.events.types import RowsInserted as RowsInserted
     from asyncdl.events.types import RowsUpdated as RowsUpdated
     from asyncdl.events.types import ScheduleFired as ScheduleFired
+    from asyncdl.events.types import TrainingRequested as TrainingRequested
     from asyncdl.events.types import UnknownEvent as UnknownEvent
+    from asyncdl.events.types import ValidationRequested as ValidationRequested
     from asyncdl.jobs.handle import Added as Added
     from asyncdl.jobs.handle import Handle as Handle
     from asyncdl.jobs.handle import Progress as Progress
@@ -67,6 +77,10 @@ _HOMES = {
     "asyncdl.components.schedule": ["Schedule"],
     "asyncdl.components.table": ["Table"],
     "asyncdl.components.trigger": ["Trigger"],
+    "asyncdl.components.dataset": ["Dataset"],
+    "asyncdl.components.training": ["Trainer"],
+    "asyncdl.components.validation": ["Metric", "Validation"],
+    "asyncdl.compute.fitting": ["AsyncTraining", "Training"],
     "asyncdl.connect": ["connect"],
     "asyncdl.context": ["Answer"],
     "asyncdl.datalayer": ["Datalayer"],
@@ -92,6 +106,10 @@ _HOMES = {
         "RowsInserted",
         "RowsUpdated",
         "ScheduleFired",
+        "MetricReported",
+        "ModelValidated",
+        "TrainingRequested",
+        "ValidationRequested",
         "UnknownEvent",
     ],
     "asyncdl.jobs.handle": ["Added", "Handle", "Progress", "Written"],

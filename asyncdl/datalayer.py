@@ -13,8 +13,10 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 import msgspec
 
 from asyncdl.components.component import Component
+from asyncdl.components.dataset import Fold
 from asyncdl.components.model import Model
 from asyncdl.components.portable import read_component, write_component
+from asyncdl.components.validation import Validation
 from asyncdl.compute.base import RowError
 from asyncdl.context import Answer, context_rows, context_values
 from asyncdl.databackend.base import Key
@@ -76,6 +78,7 @@ class Datalayer:
         self._completion = engine.completion
         self._follow = engine.follow
         self._bus = engine.bus
+        self._learning = engine.learning
 
     async def drain(self, grace: float) -> None:
         """Claim no more jobs, and wait until those that run have ended, for so many seconds at most; then close it."""
@@ -435,6 +438,58 @@ class Datalayer:
         """
         self._opened()
         return self._predictor.predict_many(model, inputs, size)
+
+    async def train(self, model: str, *, wait: bool = False) -> Added:
+        """Train a model again: as a new version, which what uses it moves to once it, and all of its outputs, are there.
+
+        Raises
+        ------
+        ComponentNotFoundError, InvalidComponentError
+            There is no such model, or it has no trainer.
+        """
+        self._opened()
+        installed = await self._installer.retrain(model)
+        [record] = [each for each in installed.records if (each.type_id, each.identifier) == ("model", model)]
+        return await self._added(await self._registry.load(record), installed, wait=wait)
+
+    async def validate(self, model: str, validation: str | Validation | None = None) -> dict[str, float]:
+        """Measure a model, and keep the result with this version of it.
+
+        Parameters
+        ----------
+        validation
+            Default: the one that the model declares. One that is not installed is added.
+
+        Returns
+        -------
+        dict
+            Metric to value; where there are several datasets, ``"dataset/metric"`` to value.
+
+        Raises
+        ------
+        ComponentNotReadyError
+            The model is still being trained, or that failed.
+        JobFailedError
+            The model failed on a row, or a metric did.
+        """
+        self._opened()
+        return await self._learning.validate(model, validation)
+
+    async def validations(self, model: str) -> dict[int, dict[str, dict[str, float]]]:
+        """Return what validations of a model found, to compare its versions: version to validation to metric to value."""
+        self._opened()
+        return await self._learning.validations(model)
+
+    def rows(self, dataset: str, fold: Fold | None = None) -> AsyncIterator[dict[str, Any]]:
+        """Yield the rows of a dataset (of one fold of it), as they were when it was added.
+
+        Raises
+        ------
+        ComponentNotReadyError
+            They are still being read, or that failed.
+        """
+        self._opened()
+        return self._learning.rows(dataset, fold)
 
     def stream(self, model: str | Model, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Yield an installed model's output for one input in pieces: ``async for token in db.stream("llm", prompt)``.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 from asyncdl.components.component import Component
+from asyncdl.components.dataset import Dataset
 from asyncdl.components.datatype import Datatype
+from asyncdl.components.declaration import pickled
 from asyncdl.components.listener import Listener
+from asyncdl.components.model import Model
 from asyncdl.components.registry import Identity, ListenerState, Prepared, Registry, encode_data
+from asyncdl.components.states import ModelState
 from asyncdl.components.table import Table
 from asyncdl.databackend.base import DataBackend, OutputTable, TableSchema
 from asyncdl.datatypes import normalize
@@ -18,6 +24,30 @@ from asyncdl.errors import InvalidComponentError, QueryError, TableNotFoundError
 from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentTuned
 from asyncdl.metadata.base import Change, ComponentRecord, PutComponent, SetComponentData
 from asyncdl.query import QUERIES
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an installation is told besides its components.
+
+    Parameters
+    ----------
+    anew
+        Components of which a new version is installed, though they equal the newest.
+    first, last
+        The range of events that caused it.
+    besides
+        What is committed with it.
+    """
+
+    anew: Collection[Identity] = ()
+    first: int = 0
+    last: int = 0
+    besides: Sequence[Change] = ()
+
+
+AS_DECLARED = Order()
+"""What is installed already, and equal, is left alone."""
 
 
 @dataclass
@@ -32,6 +62,8 @@ class Draft:
         What installs those that are new.
     tables, datatypes, listeners
         What else is to be made, and what is known of the new listeners.
+    blobs
+        What trained models have learned, by hash.
     """
 
     records: dict[Identity, ComponentRecord] = field(default_factory=dict)
@@ -39,14 +71,17 @@ class Draft:
     tables: dict[str, TableSchema] = field(default_factory=dict)
     datatypes: list[Datatype] = field(default_factory=list)
     listeners: dict[str, ListenerState] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
 
     def put(self, record: ComponentRecord, links: Sequence[str], artifacts: Sequence[str]) -> None:
         """Add a new version of a component."""
         self.records[record.type_id, record.identifier] = record
         self.changes.append(PutComponent(record, list(dict.fromkeys(links)), artifacts))
-        self.changes.append(ComponentAdded(**record.identity).change())
+        cause = self.order.first, self.order.last
+        self.changes.append(ComponentAdded(**record.identity).change(*cause))
         if record.status == "ready":
-            self.changes.append(ComponentReady(**record.identity).change())
+            self.changes.append(ComponentReady(**record.identity).change(*cause))
 
     @property
     def new(self) -> dict[str, ComponentRecord]:
@@ -100,7 +135,7 @@ class Drafter:
         visit(identifier)
         return list(found.values())
 
-    async def draft(self, prepared: Sequence[Prepared]) -> Draft:
+    async def draft(self, prepared: Sequence[Prepared], order: Order = AS_DECLARED) -> Draft:
         """Put together what installing these would write; nothing is written.
 
         Raises
@@ -108,11 +143,14 @@ class Drafter:
         InvalidComponentError, TableNotFoundError, UnknownColumnError, QueryError
             They cannot be installed.
         """
-        draft = Draft()
-        given = {each.identity for each in prepared}
+        draft = Draft(order=order)
+        given, anew = {each.identity for each in prepared}, set(order.anew)
         for each in prepared:
             newest = await self._registry.newest(*each.identity)
-            if newest is None or newest.fingerprint != each.declaration.fingerprint:
+            if not anew.isdisjoint(each.children):  # it uses what is installed anew, and so is itself
+                anew.add(each.identity)
+            changed = newest is None or newest.fingerprint != each.declaration.fingerprint
+            if newest is None or changed or each.identity in anew:
                 await self._draft_one(each, newest, draft)
             elif not await self._draft_anew(newest, each.component, draft):
                 draft.records[each.identity] = _tuned(newest, each, draft)
@@ -130,9 +168,12 @@ class Drafter:
         elif isinstance(component, Datatype):
             draft.datatypes.append(component)
         elif isinstance(component, Listener):
-            links += await self._upstream(component, draft)
             found = await self._draft_listener(component, uuid, draft)
             state, status = found.dumps(), "pending" if component.active else "ready"
+        elif isinstance(component, (Model, Dataset)):
+            state, status = await self._draft_learning(component, draft)
+        links += await self._upstream(component, draft)
+        trained = [] if not isinstance(component, Model) else filter(None, [ModelState.loads(state).trained])
         record = ComponentRecord(
             uuid=uuid,
             type_id=component.type_id,
@@ -144,7 +185,7 @@ class Drafter:
             created=self._metadata.clock.now(),
             state=state,
         )
-        draft.put(record, links, list(each.declaration.blobs))
+        draft.put(record, links, list(dict.fromkeys([*each.declaration.blobs, *trained])))
 
     async def _draft_readers(self, record: ComponentRecord, given: Collection[Identity], draft: Draft) -> None:
         """Draft new versions of what reads a listener's outputs, and would no longer fit them, and of what reads theirs."""
@@ -183,7 +224,7 @@ class Drafter:
         draft.put(record, links, list(await self._metadata.artifacts(newest.uuid)))
         return True
 
-    async def _upstream(self, component: Listener, draft: Draft) -> list[str]:
+    async def _upstream(self, component: Component, draft: Draft) -> list[str]:
         """Return the uuids of the listeners whose outputs a listener reads."""
         known = [draft.records.get(("listener", upstream)) for upstream in sorted(component.listeners())]
         names = sorted(component.listeners())
@@ -191,6 +232,47 @@ class Drafter:
             (record or await self._registry.find("listener", upstream)).uuid
             for record, upstream in zip(known, names, strict=True)
         ]
+
+    async def _draft_learning(self, component: Model | Dataset, draft: Draft) -> tuple[str, str]:
+        """Check what a model is trained on, or a dataset made of; return the component's state and status."""
+        if isinstance(component, Dataset):
+            schema = await self._checked_select(component, component.select, draft)
+            if not schema.primary_key:
+                raise InvalidComponentError(
+                    f"{component}: its select must keep the primary key of {component.select.root()!r}, by which rows are "
+                    f"sampled and folded; it has {', '.join(schema.columns)}"
+                )
+            return "{}", "pending"
+        if component.trained is not None:
+            blobs: dict[str, bytes] = {}
+            trained = await asyncio.to_thread(pickled, component.trained, blobs)
+            draft.blobs |= blobs
+            return ModelState(trained=trained).dumps(), "ready"
+        if component.trainer is None:
+            return "{}", "ready"
+        select = component.trainer.select
+        if not isinstance(select, Dataset):
+            _check_named(component, component.trainer.columns, await self._checked_select(component, select, draft))
+        return "{}", "pending"
+
+    async def _checked_select(self, component: Component, select: Any, draft: Draft) -> TableSchema:
+        known = draft.listeners  # what is trained on, or kept, is read once: as it is
+        return await self._checked(
+            component, select, await self._registry.outputs_of(select, known), draft, bool(known)
+        )
+
+    async def _checked(
+        self, component: Component, select: Any, outputs: Mapping[str, OutputTable], draft: Draft, unmade: bool
+    ) -> TableSchema:
+        """Return the columns of a select, which may read what is still to be made."""
+        tables = draft.tables if draft.tables or unmade else None
+        try:
+            return await self._databackend.check(select, outputs, tables)
+        except TableNotFoundError as error:
+            raise TableNotFoundError(
+                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
+                f"it: Table({select.root()!r}, {{column: datatype, ...}})"
+            ) from error
 
     async def _draft_table(self, component: Table, draft: Draft) -> None:
         declared = self._databackend.as_made(component.schema())
@@ -217,14 +299,7 @@ class Drafter:
         known = await self._known(component, draft)
         outputs = await self._registry.outputs_of(select, known)
         root = select.root()
-        unmade = draft.tables if draft.tables or known else None
-        try:
-            schema = await self._databackend.check(select, outputs, unmade)
-        except TableNotFoundError as error:
-            raise TableNotFoundError(
-                f"{component} selects from a table that does not exist: {error}; insert its first rows before, or declare "
-                f"it: Table({root!r}, {{column: datatype, ...}})"
-            ) from error
+        schema = await self._checked(component, select, outputs, draft, bool(known))
         base = draft.tables.get(root) or await self._databackend.schema(root)
         assert base is not None  # noqa: S101 - `check` has found it
         _check_columns(component, schema, base)
@@ -289,13 +364,17 @@ def _check_columns(component: Listener, schema: TableSchema, base: TableSchema) 
             f"{component}: its select must keep the primary key of {base.name!r} ({', '.join(base.primary_key)}) as it is, "
             f"one row for each key; select has the columns {', '.join(schema.columns)}"
         )
-    for column in component.columns:
-        if column not in schema.columns and not schema.open:
-            raise UnknownColumnError(
-                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
-            )
+    _check_named(component, component.columns, schema)
     if component.identifier in base.columns:
         raise InvalidComponentError(
             f"{component}: the table {base.name!r} has a column of this name, which its outputs would be read by; "
             "give the listener another identifier"
         )
+
+
+def _check_named(component: Component, columns: Iterable[str], schema: TableSchema) -> None:
+    for column in columns:
+        if column not in schema.columns and not schema.open:
+            raise UnknownColumnError(
+                f"{component}: its key names the column {column!r}; its select has {', '.join(schema.columns)}"
+            )

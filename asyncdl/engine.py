@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.artifacts import ArtifactLeases
-from asyncdl.components.registry import InstalledModelLoader, Registry
+from asyncdl.components.loading import InstalledModelLoader
+from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend
 from asyncdl.datatypes import Datatypes
@@ -31,6 +32,7 @@ from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
 from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
+from asyncdl.learning import Learning
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.prediction import Predictor
 from asyncdl.streaming import Streams
@@ -75,9 +77,9 @@ class Engine:
         self.compute = compute
         self.registry = Registry(metadata, artifact_store, datatypes, allow_pickle=options.allow_pickle)
         limited = LimitedCompute(compute, metadata, options.runner.lease)
-        self.stores = stores = Stores(metadata, databackend, limited, self.registry, options.shard_rows)
         self._intents = intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
+        self.stores = stores = Stores(metadata, databackend, limited, self.registry, self._leases, options.shard_rows)
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
@@ -85,9 +87,11 @@ class Engine:
         self.predictor = Predictor(stores)
         self.streams = Streams(self.predictor, self._loader, limited)
         self.pauses = Pauses(metadata)
-        self.runner = Runner(stores, options.runner, self._dropping, self.pauses)
+        working = replace(stores, retrain=self.installer.retrain)
+        self.runner = Runner(working, options.runner, self._dropping, self.pauses)
         self.completion = Completion(metadata)
         self.follow = Follow(metadata, self.completion, options.show)
+        self.learning = Learning(stores, self.installer, self.follow)
         self.events = EventLog(metadata)
         self.jobs = Jobs(metadata, self.runner)
         self.bus = EventBus(self.events)

@@ -11,6 +11,7 @@
     ├── ComponentError
     │   ├── ComponentNotFoundError (LookupError)
     │   ├── ComponentInUseError
+    │   ├── ComponentNotReadyError
     │   ├── InvalidComponentError (ValueError)
     │   └── UnknownComponentTypeError (LookupError)
     ├── QueryError (ValueError)
@@ -83,6 +84,20 @@ class ComponentNotFoundError(ComponentError, LookupError):
 
 class ComponentInUseError(ComponentError):
     """A component cannot be removed while others refer to it; the message names them."""
+
+
+class ComponentNotReadyError(ComponentError):
+    """A model was called that is still to be trained, a dataset read whose rows are still to be kept; or that failed.
+
+    Attributes
+    ----------
+    failed
+        Whether it failed.
+    """
+
+    def __init__(self, message: str, *, failed: bool = False) -> None:
+        super().__init__(message)
+        self.failed = failed
 
 
 class InvalidComponentError(ComponentError, ValueError):

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdl.artifacts import ArtifactLeases
-from asyncdl.components.component import Component
+from asyncdl.components.component import Component, Part
 from asyncdl.components.cursors import belonging
+from asyncdl.components.model import Model
 from asyncdl.components.registry import Identity, ListenerState, Prepared
-from asyncdl.drafting import Draft, Drafter
+from asyncdl.drafting import AS_DECLARED, Draft, Drafter, Order
 from asyncdl.errors import (
     ComponentInUseError,
     ConflictError,
+    InvalidComponentError,
     UntrustedArtifactError,
 )
 from asyncdl.events.types import ComponentAdded, ComponentRemoved
@@ -70,6 +72,30 @@ class Installer:
         """Install a component with all that it holds; what is installed already, and equal, is left alone."""
         return await self._install(await self._registry.prepare(component))
 
+    async def retrain(self, identifier: str, first: int = 0, last: int = 0, *besides: Change) -> Installed:
+        """Install a new version of a model, equal to the newest, and new versions of all that use it.
+
+        Parameters
+        ----------
+        first, last
+            The range of events that caused it.
+        besides
+            What is committed with it.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is no such model.
+        InvalidComponentError
+            It has no trainer.
+        """
+        model = await self._registry.load(await self._registry.find("model", identifier))
+        assert isinstance(model, Model)  # noqa: S101 - records of this type become models
+        if model.trainer is None:
+            raise InvalidComponentError(f"{model} has no trainer, so it cannot be trained")
+        new = _substitute(model, {})
+        return await self._install(await self._replacement(new), Order({("model", identifier)}, first, last, besides))
+
     async def replace(self, component: Component) -> Installed:
         """Install a component as a new version, and new versions of all that use it, which then use this one."""
         return await self._install(await self._replacement(component))
@@ -92,40 +118,41 @@ class Installer:
             prepared |= {found.identity: found for found in await self._registry.prepare(each)}
         return list(prepared.values())
 
-    async def _install(self, prepared: Sequence[Prepared]) -> Installed:
+    async def _install(self, prepared: Sequence[Prepared], order: Order = AS_DECLARED) -> Installed:
         self._check_trust(prepared)
-        blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()}
         try:
-            return await self._install_once(prepared, blobs)
+            return await self._install_once(prepared, order)
         except ConflictError:
             pass
         async with self._turn:  # of those who were in each other's way in this process, one tries at a time
             for attempt in range(_ATTEMPTS):
                 await asyncio.sleep(random.random() * min(attempt, 20) / 100)  # noqa: S311 - jitter
                 try:
-                    return await self._install_once(prepared, blobs)
+                    return await self._install_once(prepared, order)
                 except ConflictError as error:
                     conflict = error
         raise conflict
 
-    async def _install_once(self, prepared: Sequence[Prepared], blobs: Mapping[str, bytes]) -> Installed:
-        draft = await self._drafter.draft(prepared)
+    async def _install_once(self, prepared: Sequence[Prepared], order: Order) -> Installed:
+        draft = await self._drafter.draft(prepared, order)
         for datatype in draft.datatypes:
             self._registry.register(datatype)
         events: list[EventRecord] = []
         if draft.changes:
+            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()} | draft.blobs
             async with self._leases.held(blobs) as release:
                 for data in blobs.values():
                     await self._registry.artifact_store.put(data)
-                events = await self._commit(draft, release)
+                events = await self._commit(draft, [*release, *order.besides])
         return Installed(list(draft.records.values()), events)
 
     def _check_trust(self, prepared: Sequence[Prepared]) -> None:
         for each in prepared:
-            if each.declaration.blobs and not self._registry.allow_pickle:
+            trains = isinstance(each.component, Model) and each.component.trainer is not None
+            if (each.declaration.blobs or trains) and not self._registry.allow_pickle:
                 raise UntrustedArtifactError(
-                    f"{each.component} holds an object that no import path leads to, so it would be stored as a pickle, and "
-                    "the setting pickle=False forbids decoding it; move it to an importable module"
+                    f"{each.component} holds an object that no import path leads to (or is trained), so it would be stored as "
+                    "a pickle, and the setting pickle=False forbids decoding it; move it to an importable module"
                 )
 
     async def _commit(self, draft: Draft, release: Sequence[Change]) -> list[EventRecord]:
@@ -246,6 +273,10 @@ def _substitute(component: Component, replaced: Mapping[Identity, Component]) ->
     def exchange(value: Any) -> Any:
         if isinstance(value, Component):
             return replaced.get((value.type_id, value.identifier), value)
+        if isinstance(value, Part):
+            return dataclasses.replace(
+                value, **{each.name: exchange(getattr(value, each.name)) for each in dataclasses.fields(value)}
+            )
         if isinstance(value, Mapping):
             return {key: exchange(each) for key, each in value.items()}
         if isinstance(value, (list, tuple)):
@@ -253,4 +284,7 @@ def _substitute(component: Component, replaced: Mapping[Identity, Component]) ->
         return value
 
     fields = {each.name: exchange(value) for each, value in component.declared_fields()}
-    return dataclasses.replace(component, **fields, version=None, uuid=None)
+    undeclared: dict[str, Any] = {
+        each.name: each.default for each in dataclasses.fields(component) if not each.metadata.get("declared", True)
+    }
+    return dataclasses.replace(component, **fields, **undeclared)

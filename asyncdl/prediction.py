@@ -15,8 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 from asyncdl.components.model import Model, Signature
+from asyncdl.components.registry import not_ready
 from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, RowError
-from asyncdl.errors import ClosedError, ComponentNotFoundError, ModelError, WorkerLostError
+from asyncdl.errors import ClosedError, ComponentNotFoundError, ComponentNotReadyError, ModelError, WorkerLostError
 from asyncdl.jobs.work import Stores
 
 BATCH = 256
@@ -125,12 +126,14 @@ class Predictor:
         uuid, identifier, signature = asked
         registry = self._stores.registry
         if uuid is None:
-            record = await registry.find("model", identifier)
+            record = await registry.usable(identifier)
         else:
             records = await self._stores.metadata.components(uuids=[uuid])
             if not records:
                 raise ComponentNotFoundError(f"model {identifier!r} has been removed")
             record = records[0]
+            if record.status != "ready":
+                raise ComponentNotReadyError(not_ready(record), failed=record.status == "failed")
         model = await registry.load(record)
         assert isinstance(model, Model)  # noqa: S101 - records of this type become models
         return model, registry.call(model, record, signature)

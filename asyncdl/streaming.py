@@ -17,8 +17,8 @@ from typing import Any, cast
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
+from asyncdl.components.loading import InstalledModelLoader
 from asyncdl.components.model import Model
-from asyncdl.components.registry import InstalledModelLoader
 from asyncdl.compute.base import ModelCall
 from asyncdl.compute.calling import Function, Stop, per_input, row_error
 from asyncdl.compute.closing import Closing

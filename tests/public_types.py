@@ -43,6 +43,11 @@ async def types() -> None:
     async for progress in added.progress():
         assert_type(progress, Progress)
     assert_type(await db.reconcile(), Handle)
+    assert_type(await db.train("classifier"), Added)
+    assert_type(await db.validate("classifier"), dict[str, float])
+    assert_type(await db.validations("classifier"), dict[int, dict[str, dict[str, float]]])
+    async for row in db.rows("digits", "valid"):
+        assert_type(row, dict[str, Any])
     assert_type(asyncdl.CFG, asyncdl.Settings)
 
     @db.on(OutputsWritten)

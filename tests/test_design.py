@@ -1,6 +1,6 @@
 """The code of DESIGN.md, section 1, word for word, but for what needs a server or is still to be built.
 
-Still to be built: `Trainer`, `VectorIndex`, `like` with a vector index, `validate`.
+Still to be built: `VectorIndex`, `like` with a vector index.
 """
 
 from __future__ import annotations
@@ -11,10 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from sklearn.metrics import accuracy_score
 from sklearn.svm import SVC
 
 import asyncdl
-from asyncdl import Application, ComponentAdded, JobFailed, Listener, Model, RowsInserted
+from asyncdl import (
+    Application,
+    ComponentAdded,
+    Dataset,
+    JobFailed,
+    Listener,
+    Metric,
+    Model,
+    RowsInserted,
+    Trainer,
+    Validation,
+)
 from asyncdl.errors import ComponentNotFoundError
 from tests import models
 
@@ -81,7 +93,13 @@ async def test_components(db):
         return text[:10]
 
     await db.add(Model("summary", summarise, max_concurrency=500, timeout=30, retries=3))
-    await db.add(Model("classifier", SVC().fit([[0.0, 0.0], [1.0, 2.0]], [0, 1])))
+    points = db["points"]
+    await db.execute(points.insert([{"id": n, "x": [float(n), 2.0 * n], "y": n % 2} for n in range(2)]))
+    points_kept = Dataset("points", select=points)
+    accuracy = Validation("v", datasets=points_kept, metrics=Metric("accuracy", accuracy_score), key=("x", "y"))
+    trainer = Trainer(select=points, key=("x", "y"))
+    await db.add(Model("classifier", SVC(), trainer=trainer, validation=accuracy), wait=True)  # trains on add
+    assert await db.validate("classifier") == {"accuracy": 1.0}  # also stored
     a, b, c = (Model(name, models.double) for name in "abc")
     await db.add(Application("app", [a, b, c]))
     assert {"type_id": "application", "identifier": "app"} in await db.show()

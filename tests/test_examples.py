@@ -132,6 +132,42 @@ async def line(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+def finished(*command: str, folder: Path) -> list[str]:
+    """Run an example to its end, and return the lines that it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    return found.stdout.splitlines()
+
+
+def check_digits(lines: list[str]) -> None:
+    accuracy, f1, recognised = lines
+    assert float(accuracy.removeprefix("accuracy: ")) > 0.97
+    assert float(f1.removeprefix("f1: ")) > 0.97
+    right, of, total, *rest = recognised.split()
+    assert (of, total, rest) == ("of", "297", ["new", "digits", "were", "recognised"])
+    assert int(right) > 270
+
+
+def test_digits(tmp_path):
+    command = (str(ROOT / "examples" / "digits.py"), f"sqlite:///{tmp_path / 'digits.db'}")
+    check_digits(finished(*command, folder=tmp_path))
+    check_digits(finished(*command, folder=tmp_path))  # nothing is trained again; rows may come again
+
+
+def test_digits_on_two_dask_workers(tmp_path, dask_cluster):
+    command = (str(ROOT / "examples" / "digits_on_dask.py"), f"sqlite:///{tmp_path / 'digits.db'}", dask_cluster.url)
+    check_digits(finished(*command, folder=tmp_path))
+
+
 async def test_answers_of_an_api(tmp_path):
     environment = {"OPENAI_API_KEY": "a key", "ASYNCDL_DATABACKEND": f"sqlite:///{tmp_path / 'app.db'}"}
     async with openai_service.serve() as service:

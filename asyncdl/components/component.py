@@ -11,6 +11,32 @@ from asyncdl.errors import InvalidComponentError, UnknownComponentTypeError
 from asyncdl.names import check_component_identifier
 
 _TYPES: dict[str, type[Component]] = {}
+_PARTS: dict[str, type[Part]] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A value with fields, as a component has them, that stands in a component's field: without a name of its own."""
+
+    part_id: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _PARTS[cls.part_id] = cls
+
+
+def part_type(part_id: str) -> type[Part]:
+    """Return the class of a part.
+
+    Raises
+    ------
+    UnknownComponentTypeError
+        There is none: a newer version of asyncdl has stored it.
+    """
+    found = _PARTS.get(part_id)
+    if found is None:
+        raise UnknownComponentTypeError(f"a component holds a {part_id!r}, which this version of asyncdl does not know")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +105,9 @@ class Component:
 def _components_in(value: Any) -> Iterator[Component]:
     if isinstance(value, Component):
         yield value
+    elif isinstance(value, Part):
+        for each in dataclasses.fields(value):
+            yield from _components_in(getattr(value, each.name))
     elif isinstance(value, dict):
         for each in value.values():
             yield from _components_in(each)

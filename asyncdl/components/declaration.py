@@ -6,6 +6,7 @@ any other object is pickled and stands there by its hash. A component inside sta
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import pickle
@@ -17,7 +18,7 @@ import cloudpickle
 import msgspec
 
 from asyncdl import codec
-from asyncdl.components.component import Component, component_type
+from asyncdl.components.component import Component, Part, component_type, part_type
 from asyncdl.components.fingerprint import fingerprint, reference_of
 from asyncdl.errors import DatatypeError, InvalidComponentError, UntrustedArtifactError
 from asyncdl.query import QUERIES, dump_query, load_query
@@ -70,22 +71,32 @@ def declare(component: Component, children: Mapping[tuple[str, str], str]) -> De
     declaration = Declaration()
     prints: dict[str, Any] = {}
     for each, value in component.declared_fields():
-        if each.metadata.get("blob"):
-            declaration.fields[each.name] = _encode_blob(value, declaration.blobs)
-            prints[each.name] = fingerprint(value)
+        try:
+            declaration.fields[each.name], found = _encode_field(each, value, declaration.blobs)
+        except DatatypeError as error:
+            raise InvalidComponentError(f"{component}: its {each.name} cannot be stored: {error}") from error
+        if each.metadata.get("tuning"):
+            declaration.tuning.append(each.name)
         else:
-            try:
-                declaration.fields[each.name] = _encode(value)
-            except DatatypeError as error:
-                raise InvalidComponentError(f"{component}: its {each.name} cannot be stored: {error}") from error
-            if each.metadata.get("tuning"):
-                declaration.tuning.append(each.name)
-            else:
-                prints[each.name] = declaration.fields[each.name]
+            prints[each.name] = found
     used = {f"{type_id}/{identifier}": found for (type_id, identifier), found in children.items()}
     canonical = msgspec.json.encode([component.type_id, component.identifier, prints, used], order="sorted")
     declaration.fingerprint = hashlib.sha256(canonical).hexdigest()
     return declaration
+
+
+def _encode_field(field: dataclasses.Field[Any], value: Any, blobs: dict[str, bytes]) -> tuple[Any, Any]:
+    """Return a field's JSON tree, and what its component's fingerprint is made of."""
+    if field.metadata.get("blob"):
+        return encode_blob(value, blobs), fingerprint(value)
+    if isinstance(value, Part):
+        encoded = {
+            each.name: _encode_field(each, getattr(value, each.name), blobs) for each in dataclasses.fields(value)
+        }
+        trees, prints = ({name: pair[at] for name, pair in encoded.items()} for at in (0, 1))
+        return {"$": "part", "v": [value.part_id, trees]}, [value.part_id, prints]
+    tree = _encode(value)
+    return tree, tree
 
 
 def _encode(value: Any) -> Any:
@@ -100,17 +111,29 @@ def _encode(value: Any) -> Any:
     return {"$": "value", "v": codec.to_plain(value)}
 
 
-def _encode_blob(value: Any, blobs: dict[str, bytes]) -> Any:
+def encode_blob(value: Any, blobs: dict[str, bytes]) -> Any:
+    """Return the tree of an object: its import path, or the hash of its pickle, which is added to ``blobs``."""
+    if value is None:
+        return {"$": "value", "v": None}
     reference = reference_of(value)
-    if reference is not None:
-        return {"$": "reference", "v": reference}
+    return {"$": "artifact", "v": pickled(value, blobs)} if reference is None else {"$": "reference", "v": reference}
+
+
+def pickled(value: Any, blobs: dict[str, bytes]) -> str:
+    """Return the hash of an object's pickle, which is added to ``blobs``.
+
+    Raises
+    ------
+    InvalidComponentError
+        It cannot be pickled.
+    """
     try:
         data = cloudpickle.dumps(value, protocol=5)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidComponentError(f"{value!r} cannot be pickled: {error}") from error
     sha256 = hashlib.sha256(data).hexdigest()
     blobs[sha256] = data
-    return {"$": "artifact", "v": sha256}
+    return sha256
 
 
 def restore(
@@ -145,6 +168,8 @@ def restore(
             return [decode(each) for each in value]
         if kind == "mapping":
             return {key: decode(each) for key, each in value.items()}
+        if kind == "part":
+            return part_type(value[0])(**{name: decode(each) for name, each in value[1].items()})
         if kind == "reference":
             return resolve(value)
         if kind == "artifact":
@@ -166,12 +191,16 @@ def readable(tree: Any) -> Any:
         return [readable(each) for each in value]
     if kind == "mapping":
         return {key: readable(each) for key, each in value.items()}
+    if kind == "part":
+        return {key: readable(each) for key, each in value[1].items()}
     return "/".join(value) if kind == "component" else value
 
 
 def blobs_of(fields: Mapping[str, Any]) -> set[str]:
     """Return the hashes of the artifacts that a declaration refers to."""
-    return {tree["v"] for tree in fields.values() if tree["$"] == "artifact"}
+    parts = [tree["v"][1] for tree in fields.values() if tree["$"] == "part"]
+    own = {tree["v"] for tree in fields.values() if tree["$"] == "artifact"}
+    return own.union(*map(blobs_of, parts))
 
 
 def asks(tree: Any) -> bool:

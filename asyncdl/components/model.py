@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
+from asyncdl.components.training import Trainer, is_coroutine_function
+from asyncdl.components.validation import Validation
 from asyncdl.compute.base import Placement, name_of_type
 from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError
@@ -59,6 +61,15 @@ class Model(Component):
     resources
         What a Dask worker must have free for each batch, as it declares it (``dask worker --resources "GPU=1"``):
         ``{"GPU": 1}``. Compute on this machine declares nothing and does not look at them.
+    trainer
+        How it is trained. Such a model is not ready before it was, and what uses it waits for that.
+    validation
+        What is measured when it is ready.
+
+    Attributes
+    ----------
+    trained
+        What training made of ``object``, which is then called in its place; None before.
     """
 
     type_id: ClassVar[str] = "model"
@@ -77,6 +88,9 @@ class Model(Component):
     retry_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
     give_up_on: Sequence[type[BaseException] | str] = field(default=(), kw_only=True)
     resources: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    trainer: Trainer | None = field(default=None, kw_only=True)
+    validation: Validation | None = field(default=None, kw_only=True)
+    trained: Any = field(default=None, kw_only=True, repr=False, metadata={"declared": False})
 
     def __post_init__(self) -> None:
         for name in ("retry_on", "give_up_on"):  # types are declared, and stored, by name
@@ -87,8 +101,10 @@ class Model(Component):
 
     def check(self) -> None:
         """Raise `InvalidComponentError` when the object cannot be called as declared, `DatatypeError` for its datatype."""
+        self._check_parts()
         target = self.target
-        if not callable(target):
+        made_by_fit = self.trainer is not None and self.trainer.fit is not None and self.trained is None
+        if not callable(target) and not made_by_fit:
             what = f"its method {self.called!r}" if self.called else "the object"
             raise InvalidComponentError(f"{self}: {what} is not callable: {target!r}")
         if isinstance(self.datatype, str):
@@ -117,10 +133,27 @@ class Model(Component):
                 f"{self}: rate_limit is {self.rate_limit}; it must be positive: from {LEAST_RATE} to {HIGHEST_RATE} a second"
             )
 
+    def _check_parts(self) -> None:
+        if self.trainer is not None and not isinstance(self.trainer, Trainer):
+            raise InvalidComponentError(f"{self}: trainer is {self.trainer!r}; it must be a Trainer")
+        if self.trainer is not None:
+            self.trainer.check(self)
+        if self.validation is not None and not isinstance(self.validation, Validation):
+            raise InvalidComponentError(f"{self}: validation is {self.validation!r}; it must be a Validation")
+
+    def listeners(self) -> frozenset[str]:
+        """Return the identifiers of the listeners whose outputs it is trained on."""
+        return frozenset() if self.trainer is None else self.trainer.listeners()
+
+    @property
+    def called_object(self) -> Any:
+        """What is called, or has the method that is: the trained object, once there is one."""
+        return self.object if self.trained is None else self.trained
+
     @property
     def is_estimator(self) -> bool:
         """Whether the object is called by its ``predict``."""
-        return not callable(self.object) and callable(getattr(self.object, "predict", None))
+        return not callable(self.called_object) and callable(getattr(self.called_object, "predict", None))
 
     @property
     def called(self) -> str:
@@ -137,14 +170,12 @@ class Model(Component):
     @property
     def target(self) -> Any:
         """What is called in the end; None where the object has no such method."""
-        return getattr(self.object, self.called, None) if self.called else self.object
+        return getattr(self.called_object, self.called, None) if self.called else self.called_object
 
     @property
     def placement(self) -> Placement:
         """Where it runs."""
-        target = self.target
-        is_async = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
-        return "loop" if is_async else self.on
+        return "loop" if is_coroutine_function(self.target) else self.on
 
     def check_key(self, key: Key) -> None:
         """Raise `InvalidComponentError` when the object cannot be called with the columns of a key."""

@@ -14,7 +14,8 @@ import anyio
 import msgspec
 
 from asyncdl.components.component import Component
-from asyncdl.components.declaration import blobs_of, declare, restore
+from asyncdl.components.declaration import blobs_of, declare, pickled, restore, unpickle
+from asyncdl.components.model import Model
 from asyncdl.errors import ArtifactCorruptError, InvalidComponentError
 
 _FORMAT = 1
@@ -46,7 +47,10 @@ def _flatten(
     declaration = declare(component, held)
     prints[component.type_id, component.identifier] = declaration.fingerprint
     blobs |= declaration.blobs
-    entries.append({"type_id": component.type_id, "identifier": component.identifier, "fields": declaration.fields})
+    entry = {"type_id": component.type_id, "identifier": component.identifier, "fields": declaration.fields}
+    if isinstance(component, Model) and component.trained is not None:
+        entry["trained"] = pickled(component.trained, blobs)
+    entries.append(entry)
 
 
 async def read_component(path: Path, *, allow_pickle: bool) -> Component:
@@ -70,6 +74,7 @@ async def read_component(path: Path, *, allow_pickle: bool) -> Component:
                 f"{path} has a component in the format {document['asyncdl']!r}; this reads {_FORMAT}"
             )
         hashes = {sha256 for entry in entries for sha256 in blobs_of(entry["fields"])}
+        hashes |= {entry["trained"] for entry in entries if "trained" in entry}
     except (OSError, msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
         raise InvalidComponentError(f"{path} does not hold an exported component: {error}") from error
     blobs = {sha256: await _blob(folder, sha256) for sha256 in hashes}
@@ -92,8 +97,17 @@ def _build(entries: list[dict[str, Any]], blobs: dict[str, bytes], allow_pickle:
     built: dict[Identity, Component] = {}
     try:
         for entry in entries:
+            trained: dict[str, Any] = {}
+            if "trained" in entry:
+                trained["trained"] = unpickle(blobs[entry["trained"]], allow_pickle=allow_pickle)
             component = restore(
-                entry["type_id"], entry["identifier"], entry["fields"], blobs, built, allow_pickle=allow_pickle
+                entry["type_id"],
+                entry["identifier"],
+                entry["fields"],
+                blobs,
+                built,
+                allow_pickle=allow_pickle,
+                **trained,
             )
             built[entry["type_id"], entry["identifier"]] = component
     except (KeyError, TypeError) as error:

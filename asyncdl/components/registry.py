@@ -8,19 +8,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import cloudpickle
 import msgspec
 
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.components.component import Component
 from asyncdl.components.cursors import gate_of
 from asyncdl.components.datatype import Datatype
-from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore
+from asyncdl.components.declaration import Declaration, blobs_of, declare, readable, restore, unpickle
 from asyncdl.components.model import Model, Signature, exception_name
-from asyncdl.compute.base import Fetch, ModelCall
+from asyncdl.components.states import ModelState, readable_state
+from asyncdl.compute.base import ModelCall
 from asyncdl.databackend.base import OutputTable
 from asyncdl.datatypes import Datatypes
-from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, QueryError, UntrustedArtifactError
+from asyncdl.errors import ComponentNotFoundError, ComponentNotReadyError, InvalidComponentError, QueryError
 from asyncdl.metadata.base import ComponentRecord, MetadataStore
 from asyncdl.query import AnyQuery, output_roots
 
@@ -179,7 +179,13 @@ class Registry:
             uuid=record.uuid,
         )
         self.register(component)
-        self._loaded[record.uuid] = record.data, component
+        trained = ModelState.of(record).trained if isinstance(component, Model) else None
+        if isinstance(component, Model) and trained is not None:
+            pickled = await self.artifact_store.get(trained)
+            made = await asyncio.to_thread(unpickle, pickled, allow_pickle=self.allow_pickle)
+            component = replace(component, trained=made)
+        if not _untrained(component):
+            self._loaded[record.uuid] = record.data, component
         return component
 
     async def named(self, uuid: str) -> dict[str, Any]:
@@ -210,6 +216,7 @@ class Registry:
             "children": data["children"],
             "parents": {f"{each.type_id}/{each.identifier}": each.uuid for each in parents},
             "artifacts": sorted(await self.metadata.artifacts(record.uuid)),
+            "state": readable_state(record),
         }
 
     def forget(self, uuid: str) -> None:
@@ -281,9 +288,29 @@ class Registry:
 
     # models
 
+    async def usable(self, identifier: str) -> ComponentRecord:
+        """Return the newest version of a model that can be called: while one is trained, that before it.
+
+        Raises
+        ------
+        ComponentNotFoundError
+            There is none.
+        ComponentNotReadyError
+            None has been trained yet.
+        """
+        newest = await self.find("model", identifier)
+        if newest.status == "ready":
+            return newest
+        records = await self.metadata.components(type_id="model", identifier=identifier)
+        ready = [record for record in records if record.status == "ready"]
+        if not ready:
+            raise ComponentNotReadyError(not_ready(newest), failed=newest.status == "failed")
+        return ready[-1]
+
     def call(self, model: Model, record: ComponentRecord, signature: Signature) -> ModelCall:
         """Return how a worker calls an installed model for inputs that are passed so."""
-        source = msgspec.json.decode(record.data)["fields"]["object"]
+        trained = ModelState.of(record).trained
+        source = {"$": "artifact", "v": trained} if trained else msgspec.json.decode(record.data)["fields"]["object"]
         return ModelCall(
             uuid=record.uuid,
             artifact=source["v"] if source["$"] == "artifact" else None,
@@ -304,38 +331,6 @@ class Registry:
             give_up_on=tuple(map(exception_name, model.give_up_on)),
             resources=dict(model.resources),
         )
-
-
-class InstalledModelLoader:
-    """Finds models' objects for the compute backend: what was installed, never the object that was once declared."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-
-    async def __call__(self, call: ModelCall) -> Any:
-        """Return the live object; the same that the registry keeps, so that a large one is in memory once."""
-        records = await self._registry.metadata.components(uuids=[call.uuid])
-        if not records:
-            raise ComponentNotFoundError(f"the model {call.uuid} has been removed")
-        component = await self._registry.load(records[0])
-        return getattr(component, "object")  # noqa: B009 - any component may have one
-
-    async def payload(self, call: ModelCall) -> bytes:
-        """Return the object pickled; where pickles are not decoded here, they are not sent to where they would be."""
-        if call.artifact is not None:
-            self._check_trusted(call)
-            return await self._registry.artifact_store.get(call.artifact)
-        return bytes(cloudpickle.dumps(await self(call)))
-
-    def fetch(self) -> Fetch | None:
-        """Return what reads this artifact store in another process; None where pickles are not to be decoded."""
-        return self._registry.artifact_store.elsewhere() if self._registry.allow_pickle else None
-
-    def _check_trusted(self, call: ModelCall) -> None:
-        if not self._registry.allow_pickle:
-            raise UntrustedArtifactError(
-                f"model {call.uuid} is a pickle, and decoding it would run its code; allow it with connect(..., pickle=True)"
-            )
 
 
 def _collect(component: Component, ordered: list[Component], path: tuple[int, ...]) -> None:
@@ -381,6 +376,19 @@ def _upstream_first(prepared: list[Prepared]) -> list[Prepared]:
     for each in prepared:
         visit(each)
     return list(ordered.values())
+
+
+def _untrained(component: Component) -> bool:
+    """Return whether a component is, or holds, a model that training is still to change."""
+    own = isinstance(component, Model) and component.trainer is not None and component.trained is None
+    return own or any(map(_untrained, component.children()))
+
+
+def not_ready(model: ComponentRecord) -> str:
+    """Say why a model cannot be called."""
+    if model.status == "failed":
+        return f"the training of model {model.identifier!r} failed; db.train({model.identifier!r}) trains it again"
+    return f"model {model.identifier!r} is still being trained; wait for the handle that `add` returned"
 
 
 def with_datatype(state: ListenerState, datatype: str) -> ListenerState:

@@ -14,6 +14,9 @@ from typing import Any, Literal, Protocol
 
 Placement = Literal["loop", "thread", "process"]
 
+OWN = "asyncdl:"
+"""What begins the ``uuid`` of a call of a function of asyncdl's own, which is no component: its ``reference`` finds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowError:
@@ -69,6 +72,8 @@ class ModelCall:
         are none, and of none of the second. A type stands for those that derive from it, too.
     resources
         What a worker must have free for each batch (``{"GPU": 1}``), where workers declare what they have: on Dask.
+    long
+        Whether it takes long, and is to keep no other batch from its thread or process.
     """
 
     uuid: str
@@ -86,6 +91,7 @@ class ModelCall:
     retry_on: tuple[str, ...] = ()
     give_up_on: tuple[str, ...] = ()
     resources: dict[str, float] = field(default_factory=dict)
+    long: bool = False
     name: str = ""
     at_most: int | None = None
     rate_limit: float | None = None
@@ -233,3 +239,7 @@ class ComputeBackend(ABC):
     def loops(self) -> int:
         """How many event loops coroutine models run on."""
         return 1
+
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return the address of this machine at which what runs a task reaches this process; None: it runs in this process."""
+        return "127.0.0.1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask, Placement
 from asyncdl.compute.dask_batches import Batches, Options, Place
 from asyncdl.compute.local import processors
 from asyncdl.errors import ClosedError, ConfigurationError
@@ -93,6 +93,12 @@ class DaskComputeBackend(ComputeBackend):
         """Drop a model here and on all workers; batches under way keep theirs."""
         if self._running is not None:
             self._running.forget(uuid)
+
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return this machine's address on the way to the scheduler: workers are thought to be where that is."""
+        if self._running is None:
+            raise ClosedError(f"the compute backend {self.url!r} is not open")
+        return self._running.own_address()
 
     @property
     def parallelism(self) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import logging
 import pickle
+import socket
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ _INLINE = 16_384
 """Bytes of a pickled model up to which it travels with each batch."""
 _TRIES = 5
 """How often a batch is submitted, when what it needed went with a worker, or a worker lacked the model."""
+_DISCARD = 9
 _IN_PASSING = 100_000
 """Bytes up to which unpickling is quicker than going to a thread for it."""
 
@@ -168,6 +170,16 @@ class Batches:
         self._models.forget(uuid)
         if self._connection is not None:
             self._spawn(self._connection.everywhere(dask_worker.forget, f"{uuid}@"), name="asyncdl: forgetting")
+
+    def own_address(self) -> str:
+        """Return this machine's address on the way to the scheduler."""
+        connection = self._connected_to()
+        host = connection.address.partition("://")[2].rpartition(":")[0].strip("[]")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as found:
+            found.connect((host, _DISCARD))  # no packet is sent
+            address: str = found.getsockname()[0]
+            return address
 
     @property
     def threads(self) -> int:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask, Placement
 from asyncdl.compute.calling import Stop, run, target
 from asyncdl.compute.closing import Closing
 from asyncdl.compute.coroutines import Lane, Pace
@@ -75,6 +75,10 @@ class LocalComputeBackend(ComputeBackend):
         if self._running is not None:
             self._running.forget(uuid)
 
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return where a child process reaches this one; threads, and the event loop, are in it."""
+        return "127.0.0.1" if placement == "process" else None
+
     def allow(self, name: str, calls: int) -> bool:
         """Bound the calls of a coroutine model with a limit."""
         if self._running is not None:
@@ -101,6 +105,8 @@ class _Running:
         self._payloads: Loads[bytes] = Loads(loader.payload, self._spawn)
         self._threads = Workers("asyncdl-model", threads, _Interruptible)
         self._children = Workers("asyncdl-process", processes, Child)
+        self._long_threads = Workers("asyncdl-long-model", threads, _Interruptible)
+        self._long_children = Workers("asyncdl-long-process", processes, Child)
         self._pace = Pace()
         self._lanes: dict[str, Lane] = {}
         self._allowed: dict[str, int] = {}
@@ -117,7 +123,8 @@ class _Running:
     def forget(self, uuid: str) -> None:
         self._models.forget(uuid)
         self._payloads.forget(uuid)
-        self._children.tell(lambda child: child.forget(uuid))
+        for children in (self._children, self._long_children):
+            children.tell(lambda child: child.forget(uuid))
         if uuid in self._lanes and self._lanes[uuid].idle:
             del self._lanes[uuid]
 
@@ -140,7 +147,8 @@ class _Running:
                 logger.warning(
                     "%d calls of coroutine models ignore their cancellation and are left behind", len(stubborn)
                 )
-        await asyncio.gather(self._threads.aclose(grace), self._children.aclose(grace))
+        everybody = (self._threads, self._children, self._long_threads, self._long_children)
+        await asyncio.gather(*(each.aclose(grace) for each in everybody))
         await self._closing.aclose(grace)
 
     async def _load(self, call: ModelCall) -> Any:
@@ -174,9 +182,10 @@ class _Running:
             with prompt_switching():
                 return run(function, task.call, task.inputs, stop)
 
-        async with self._threads.lease() as worker:
+        threads = self._long_threads if task.call.long else self._threads
+        async with threads.lease() as worker:
             try:
-                return await in_time(self._threads, worker, work, task.call.timeout)
+                return await in_time(threads, worker, work, task.call.timeout)
             except TimeoutError:
                 hint = (
                     "a thread cannot be stopped within a call, and may go on for a while; run such a model in a process"
@@ -186,11 +195,12 @@ class _Running:
     async def _in_process(self, task: ModelTask) -> list[Any]:
         call, inputs = task.call, task.inputs
         payload = await self._payloads.get(call)
-        async with self._children.lease() as worker:
+        children = self._long_children if call.long else self._children
+        async with children.lease() as worker:
             # In two steps: starting an interpreter and importing the model's packages is not the batch's time.
             await worker.run(lambda child: child.load(call, payload))
             try:
-                return await in_time(self._children, worker, lambda child: child.call(call, inputs), call.timeout)
+                return await in_time(children, worker, lambda child: child.call(call, inputs), call.timeout)
             except TimeoutError:
                 raise ModelError(f"{_late(task)}: its process was killed") from None
 

@@ -105,7 +105,7 @@ class ComponentAdded(ComponentEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentReady(ComponentEvent):
-    """A component's set-up work has ended: every row that a listener selects has its output."""
+    """A component's set-up work has ended: every row that a listener selects has its output, a model is trained, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,3 +336,87 @@ class OutputsReplaced(Event):
 
     identifier: str
     uuid: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequested(Event):
+    """A new version of a model is to be installed and trained; ``db.train`` does the same at once.
+
+    Attributes
+    ----------
+    identifier
+        The model.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRequested(Event):
+    """A model is to be measured.
+
+    Attributes
+    ----------
+    identifier, uuid
+        The model.
+    validation
+        The uuid of the `Validation`.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str
+    validation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricReported(Event):
+    """The training of a model reported metrics; an epoch that was interrupted, and is made again, may be reported again.
+
+    Attributes
+    ----------
+    identifier, uuid, version
+        The model.
+    job
+        The training.
+    done, total
+        How far it had come, as it counts itself: epochs, steps.
+    metrics
+        Name to value.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str
+    version: int
+    job: str
+    done: int
+    total: int | None
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelValidated(Event):
+    """A model was measured.
+
+    Attributes
+    ----------
+    identifier, uuid, version
+        The model.
+    validation
+        The identifier of the `Validation`.
+    metrics
+        Name to value; where there are several datasets, ``"dataset/metric"`` to value.
+    """
+
+    topic_field: ClassVar[str] = "identifier"
+
+    identifier: str
+    uuid: str
+    version: int
+    validation: str
+    metrics: dict[str, float]

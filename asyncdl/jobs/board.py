@@ -11,8 +11,19 @@ from asyncdl import codec
 from asyncdl.databackend.base import Key
 from asyncdl.errors import ConflictError, JobError, JobNotFoundError
 from asyncdl.events.types import JobCancelled
+from asyncdl.jobs.planner import MATERIALIZE, TRAIN
 from asyncdl.jobs.runner import Runner
-from asyncdl.metadata.base import UNFINISHED, JobFilter, JobRecord, JobState, MetadataStore, PrioritizeJobs, SetJobState
+from asyncdl.metadata.base import (
+    UNFINISHED,
+    Change,
+    JobFilter,
+    JobRecord,
+    JobState,
+    MetadataStore,
+    PrioritizeJobs,
+    SetComponentStatus,
+    SetJobState,
+)
 
 _RETRIABLE: tuple[JobState, ...] = ("failed", "cancelled", "upstream_failed")
 _DEPENDENT: tuple[JobState, ...] = ("upstream_failed",)
@@ -124,13 +135,23 @@ class Jobs:
 
     async def _move(self, job: str, state: JobState, among: tuple[JobState, ...]) -> None:
         found = await self.get(job)
-        changes = [SetJobState(job, state, among, self._metadata.clock.now())]
+        changes: list[Change] = [SetJobState(job, state, among, self._metadata.clock.now())]
         named: dict[str, Any] = {}
         for each in await self._metadata.components(uuids=[found.target]):
             named = {"type_id": each.type_id, "identifier": each.identifier}
         event = JobCancelled(job=job, kind=found.kind, target=found.target, **named).change(found.first, found.last)
+        if state == "cancelled":
+            changes += [event, *await _ended(self._metadata, found)]
         try:
-            await self._metadata.commit(*changes, *([event] if state == "cancelled" else []))
+            await self._metadata.commit(*changes)
         except ConflictError as error:
             now = (await self.get(job)).state
             raise JobError(f"job {job} is {now}; only one that is {' or '.join(among)} can become {state}") from error
+
+
+async def _ended(metadata: MetadataStore, job: JobRecord) -> Sequence[Change]:
+    """Return what a cancellation changes besides: what was to be trained, or kept, will not be."""
+    if job.kind not in {TRAIN, MATERIALIZE}:
+        return ()
+    records = await metadata.components(uuids=[job.target])
+    return [SetComponentStatus(each.uuid, "failed", "pending") for each in records if each.status == "pending"]

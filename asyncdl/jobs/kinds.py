@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from asyncdl.errors import JobError
 from asyncdl.jobs.calling import CallWork
 from asyncdl.jobs.listening import ListenerWork
-from asyncdl.jobs.planner import BACKFILL, CALL, RECOMPUTE, REFRESH
+from asyncdl.jobs.materializing import MaterializingWork
+from asyncdl.jobs.planner import BACKFILL, CALL, MATERIALIZE, RECOMPUTE, REFRESH, RETRAIN, TRAIN, VALIDATE
+from asyncdl.jobs.retraining import RetrainingWork
+from asyncdl.jobs.training import TrainingWork
+from asyncdl.jobs.validating import ValidatingWork
 from asyncdl.jobs.work import Stores, Work
 from asyncdl.metadata.base import JobRecord
 
@@ -16,6 +20,10 @@ WORK: Mapping[str, type[Work]] = {
     REFRESH: ListenerWork,
     RECOMPUTE: ListenerWork,
     CALL: CallWork,
+    TRAIN: TrainingWork,
+    RETRAIN: RetrainingWork,
+    MATERIALIZE: MaterializingWork,
+    VALIDATE: ValidatingWork,
 }
 
 

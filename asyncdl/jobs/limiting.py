@@ -16,7 +16,15 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask, RowError
+from asyncdl.compute.base import (
+    ComputeBackend,
+    ComputeFuture,
+    ModelCall,
+    ModelLoader,
+    ModelTask,
+    Placement,
+    RowError,
+)
 from asyncdl.compute.futures import TaskFuture
 from asyncdl.errors import ClosedError, StoreError
 from asyncdl.jobs.rates import Rate
@@ -86,6 +94,10 @@ class LimitedCompute(ComputeBackend):
     def loops(self) -> int:
         """How many event loops coroutine models run on."""
         return self.inner.loops
+
+    def reachable_at(self, placement: Placement) -> str | None:
+        """Return where what runs a task reaches this process."""
+        return self.inner.reachable_at(placement)
 
     def submit(self, task: ModelTask) -> ComputeFuture:
         """Start a task as soon as there is room, and its model's limits allow it."""

@@ -21,13 +21,14 @@ import msgspec
 from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
-from asyncdl.components.registry import ListenerState, with_datatype
+from asyncdl.components.registry import ListenerState, not_ready, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, RowError, kinds_of
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
     ComponentNotFoundError,
+    ComponentNotReadyError,
     ConflictError,
     DatatypeError,
     LeaseLostError,
@@ -229,9 +230,11 @@ class ListenerWork(Work):
         self._listener = component
         self._state = ListenerState.loads(self._record.state)
         model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
-        limits = await registry.load(model)  # its limits may be others than when the listener was loaded
-        assert isinstance(limits, Model)  # noqa: S101 - listeners have no other models
-        self._rules = self._call = registry.call(limits, model, signature_of(component.key))
+        if model.status != "ready":
+            raise ComponentNotReadyError(not_ready(model), failed=model.status == "failed")
+        called = await registry.load(model)  # trained, and with the limits that it has by now
+        assert isinstance(called, Model)  # noqa: S101 - listeners have no other models
+        self._rules = self._call = registry.call(called, model, signature_of(component.key))
         self._select = component.select
         self._upstream = await Upstream.read(self._stores, component.select)
         self._outputs: Mapping[str, OutputTable] = self._upstream.outputs

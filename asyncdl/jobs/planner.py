@@ -13,6 +13,8 @@ from asyncdl.events.types import (
     ComponentReady,
     ComponentRemoved,
     Event,
+    JobCancelled,
+    JobEvent,
     JobFailed,
     OutputsReplaced,
     OutputsWritten,
@@ -24,6 +26,8 @@ from asyncdl.events.types import (
     RowsInserted,
     RowsUpdated,
     ScheduleFired,
+    TrainingRequested,
+    ValidationRequested,
 )
 
 FEW_FIRST = 10
@@ -39,6 +43,14 @@ RECOMPUTE = "recompute"
 """Bring the outputs of all rows up to date."""
 CALL = "call"
 """Call the function of a trigger or schedule."""
+TRAIN = "train"
+"""Train a model."""
+RETRAIN = "retrain"
+"""Install a new version of a model, which is then trained."""
+MATERIALIZE = "materialize"
+"""Keep the rows of a dataset."""
+VALIDATE = "validate"
+"""Measure a model."""
 
 PLANNED: tuple[type[Event], ...] = (
     RowsEvent,
@@ -51,7 +63,10 @@ PLANNED: tuple[type[Event], ...] = (
     RecomputeRequested,
     ReconcileRequested,
     JobFailed,
+    JobCancelled,
     ScheduleFired,
+    TrainingRequested,
+    ValidationRequested,
 )
 """The events that `plan` may answer with jobs."""
 
@@ -87,6 +102,16 @@ class InstalledTrigger:
 
 
 @dataclass(frozen=True, slots=True)
+class InstalledModel:
+    """What planning knows of a model, in its newest version: whether it is still to be trained, what it is validated by."""
+
+    uuid: str
+    identifier: str
+    untrained: bool = False
+    validation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Installation:
     """What planning knows of the installed components.
 
@@ -94,11 +119,18 @@ class Installation:
     ----------
     calling
         The uuids of the schedules that call a function.
+    datasets
+        The uuids of the datasets whose rows are still to be kept.
+    dependents
+        The uuid of a component that is not ready to those of what needs it.
     """
 
     listeners: Collection[InstalledListener] = ()
     triggers: Collection[InstalledTrigger] = ()
     calling: Collection[str] = ()
+    models: Collection[InstalledModel] = ()
+    datasets: Collection[str] = ()
+    dependents: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +164,10 @@ def plan(event: Event, installed: Installation, first: int, last: int) -> list[P
 
 @plan.register
 def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> list[Plan]:
+    if event.uuid in installed.datasets:
+        return [Plan(MATERIALIZE, event.uuid, event.seq, first, last)]
+    if any(each.uuid == event.uuid and each.untrained for each in installed.models):
+        return [Plan(TRAIN, event.uuid, event.seq, first, last)]
     return [
         Plan(BACKFILL, each.uuid, event.seq, first, last, arguments={"setup": True})
         for each in installed.listeners
@@ -141,6 +177,12 @@ def _(event: ComponentAdded, installed: Installation, first: int, last: int) -> 
 
 @plan.register
 def _(event: ComponentReady, installed: Installation, first: int, last: int) -> list[Plan]:
+    if event.type_id == "model":
+        return [
+            Plan(VALIDATE, each.validation, event.seq, first, last, arguments={"model": event.uuid})
+            for each in installed.models
+            if each.uuid == event.uuid and each.validation is not None
+        ]
     return _complete_readers(event.identifier, event, installed, first, last) if event.type_id == "listener" else []
 
 
@@ -156,18 +198,31 @@ def _complete_readers(read: str, event: Event, installed: Installation, first: i
 @plan.register
 def _(event: JobFailed, installed: Installation, first: int, last: int) -> list[Plan]:
     """Say of all that depends on a failed job that it was not done, and because of what."""
-    found = next((each for each in installed.listeners if each.uuid == event.target), None)
-    if found is None:
-        return []
-    why = f"it depends on job {event.job} ({event.kind} of listener {found.identifier!r}), which failed; retry that"
-    plans = [
-        Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments={"upstream": event.job})
-        for each in _downstream(found, installed)
-    ]
-    older = [each for each in _versions(found, installed) if each.version < found.version]
-    if event.kind == BACKFILL and older:  # the new version won't take over, so for now the one before it counts
-        plans += _bring_up_to_date(older[-1], event, installed, first, last)
-    return plans
+    return _not_done(event, "failed", installed, first, last)
+
+
+@plan.register
+def _(event: JobCancelled, installed: Installation, first: int, last: int) -> list[Plan]:
+    """Say of all that depends on a training, or a dataset, that was cancelled that it was not done."""
+    return _not_done(event, "was cancelled", installed, first, last) if event.kind in {TRAIN, MATERIALIZE} else []
+
+
+def _not_done(event: JobEvent, ended: str, installed: Installation, first: int, last: int) -> list[Plan]:
+    affected = {event.target, *installed.dependents.get(event.target, ())}
+    found = [each for each in installed.listeners if each.uuid in affected]
+    plans: dict[str, Plan] = {}
+    made_up: list[Plan] = []
+    for listener in found:
+        why = f"it depends on job {event.job} ({event.kind} of listener {listener.identifier!r}), which {ended}; retry that"
+        if listener.uuid != event.target:
+            why = f"it depends on listener {listener.identifier!r}, and that on job {event.job} ({event.kind}), which {ended}"
+        for each in _downstream(listener, installed):
+            arguments = {"upstream": event.job}
+            plans[each.uuid] = Plan(REFRESH, each.uuid, event.seq, first, last, failed=why, arguments=arguments)
+        older = [each for each in _versions(listener, installed) if each.version < listener.version]
+        if event.kind in {BACKFILL, TRAIN, MATERIALIZE} and older:
+            made_up += _bring_up_to_date(older[-1], event, installed, first, last)  # the new version won't take over
+    return [*plans.values(), *made_up]
 
 
 def _bring_up_to_date(
@@ -231,6 +286,20 @@ def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[
 @plan.register
 def _(event: ScheduleFired, installed: Installation, first: int, last: int) -> list[Plan]:
     return [_call(event.uuid, event, first, last)] if event.uuid in installed.calling else []
+
+
+@plan.register
+def _(event: TrainingRequested, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [
+        Plan(RETRAIN, each.uuid, event.seq, first, last)
+        for each in installed.models
+        if each.identifier == event.identifier
+    ]
+
+
+@plan.register
+def _(event: ValidationRequested, installed: Installation, first: int, last: int) -> list[Plan]:
+    return [Plan(VALIDATE, event.validation, event.seq, first, last, arguments={"model": event.uuid})]
 
 
 def _call(target: str, event: Event, first: int, last: int) -> Plan:

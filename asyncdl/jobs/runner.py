@@ -16,6 +16,7 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.errors import (
     ComponentNotFoundError,
+    ComponentNotReadyError,
     ConflictError,
     JobTimeoutError,
     LeaseLostError,
@@ -27,16 +28,18 @@ from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.pausing import Pauses
-from asyncdl.jobs.planner import BACKFILL
+from asyncdl.jobs.planner import BACKFILL, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
+from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
+_LOOK_AGAIN = 5.0
+"""Seconds after which a job is looked at again whose needs were not ready."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
 _UNFAIR = 7
@@ -90,6 +93,7 @@ class Runner:
         """The running jobs that are not to be stopped any more: the commit of their end says itself whether they still may."""
         self._unsure = False
         """Whether a claim, or a job's end, may have been committed or not: its answer was lost."""
+        self._trainings: set[str] = set()
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -193,11 +197,15 @@ class Runner:
         mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
         self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
         self._parts[job.id] = _part(job)
+        if job.kind == TRAIN:
+            self._trainings.add(job.id)
         self._claims += 1
         return True
 
     def _may_run(self, job: JobRecord) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
+        if job.kind == TRAIN and len(self._trainings & self._running.keys()) >= max(1, self._options.concurrency // 2):
+            return False  # they take long, and others have work to do as well
         part = _part(job)
         return part is None or part not in self._parts.values()
 
@@ -214,6 +222,8 @@ class Runner:
                 await self._succeed(job, work)
             except StoreUnavailableError as error:
                 await self._postpone(job, error)
+            except ComponentNotReadyError as error:
+                await self._put_off(job, error)
         except InterruptedWork:
             await self._set_aside(job)
         except LeaseLostError:
@@ -230,6 +240,7 @@ class Runner:
             self._works.pop(job.id, None)
             self._parts.pop(job.id, None)
             self._ending.discard(job.id)
+            self._trainings.discard(job.id)
             self._room.set()
             self._drained.set()
 
@@ -289,6 +300,15 @@ class Runner:
                 wait = min(2 * wait, max(self._options.lease / 3, self._options.backoff))
             else:
                 return
+
+    async def _put_off(self, job: JobRecord, error: ComponentNotReadyError) -> None:
+        """Look again later at a job that needs what is not ready; such ones are held back before they get here, mostly."""
+        now = self._now()
+        state: JobState = "upstream_failed" if error.failed else "pending"
+        await self._end(
+            job,
+            FinishJob(job.id, self.owner, state, now, error=str(error), not_before=now + _LOOK_AGAIN, refund=True),
+        )
 
     async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL

@@ -8,18 +8,31 @@ import time
 import uuid
 from collections.abc import Sequence
 
+import msgspec
+
 from asyncdl import codec
 from asyncdl.components.fingerprint import reference_of
 from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
-from asyncdl.events.types import ComponentEvent, ComponentTuned, Event, EventsTrimmed, JobSucceeded, OutputsWritten
+from asyncdl.events.types import (
+    ComponentEvent,
+    ComponentTuned,
+    Event,
+    EventsTrimmed,
+    JobCancelled,
+    JobFailed,
+    JobSucceeded,
+    OutputsWritten,
+)
+from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
 from asyncdl.jobs.planner import (
     FEW_FIRST,
     PER_PRIORITY,
     PLANNED,
     Installation,
     InstalledListener,
+    InstalledModel,
     InstalledTrigger,
     Plan,
     merge,
@@ -28,6 +41,8 @@ from asyncdl.jobs.planner import (
 )
 from asyncdl.metadata.base import (
     UNFINISHED,
+    Change,
+    ComponentRecord,
     EventRecord,
     JobFilter,
     JobRecord,
@@ -49,8 +64,11 @@ PLANNED_TYPES = sorted(
 _OUTPUTS, _END = OutputsWritten.__name__, JobSucceeded.__name__
 _LAG = 0.1
 """Seconds for which the cursor may lie behind a job's outputs that nothing follows from, while the job goes on."""
-_COMPONENTS = sorted(each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed))
-"""What says that the components may be others: also that such an event may have been deleted before it was seen here."""
+_COMPONENTS = sorted(
+    each.__name__ for each in (*ComponentEvent.__subclasses__(), EventsTrimmed, JobFailed, JobCancelled)
+)
+"""What says that the components may be others, or stand otherwise: also that such an event may have been deleted before it
+was seen here."""
 _READ = sorted({*PLANNED_TYPES, *_COMPONENTS, _END})
 
 
@@ -66,6 +84,7 @@ class Scheduler:
         self._registry = registry
         self._max_attempts = max_attempts
         self._installation = Installation()
+        self._needs = Needs()
         self._known = -1
         """The position in the log as of which it was read."""
         self._position: int | None = None
@@ -109,16 +128,14 @@ class Scheduler:
                 return False
             if not await self._look_at_components(self._position, records):
                 break  # else what changed may be behind this page, and belongs to it
-        plans = [
-            each
-            for record in records
-            for each in plan(Event.from_record(record), self._installation, record.first, record.last)
-        ]
-        plans = without_covered(plans, self._installation)
+        happened = [(Event.from_record(record), record.first, record.last) for record in records]
+        asked = [each for event, first, last in happened for each in plan(event, self._installation, first, last)]
+        plans = filter(None, map(self._needs.hold, without_covered(asked, self._installation)))
         await self._prioritize(records)
-        jobs = [PutJob(self._job(each)) for each in merge(plans)]
-        if jobs or not self._may_lie_behind(records):
-            await self._move(records[-1].seq, jobs, (records[-1].first, records[-1].last))
+        changes: list[Change] = [PutJob(self._job(each)) for each in merge(plans)]
+        changes += await let_go(self._metadata, self._needs, [event for event, _, _ in happened])
+        if changes or not self._may_lie_behind(records):
+            await self._move(records[-1].seq, changes, (records[-1].first, records[-1].last))
         else:
             self._position = records[-1].seq
             self._behind = self._behind or any(record.type != _END for record in records)
@@ -133,13 +150,15 @@ class Scheduler:
         same = all(record.type == _OUTPUTS and (record.first, record.last) == causes for record in planned)
         return same and time.monotonic() < moved + _LAG
 
-    async def _move(self, to: int, jobs: Sequence[PutJob], causes: tuple[int, int]) -> None:
+    async def _move(self, to: int, changes: Sequence[Change], causes: tuple[int, int]) -> None:
         self._behind = False
         try:
-            await self._metadata.commit(*jobs, MoveCursor(CURSOR, to, expected=self._stored))
+            await self._metadata.commit(*changes, MoveCursor(CURSOR, to, expected=self._stored))
         except ConflictError:
-            logger.debug("another process has scheduled the events after %d", self._stored)
+            logger.debug("another process has scheduled the events after %d, or moved a held-back job", self._stored)
             self._position = None
+            if not all(isinstance(each, PutJob) for each in changes):
+                self._known = -1  # what it was let go by may stand otherwise
         else:
             self._position = self._stored = to
             self._moved = (time.monotonic(), causes)
@@ -161,19 +180,21 @@ class Scheduler:
         return PER_PRIORITY * self._priorities.get(target, 0) + (FEW_FIRST if few else 0)
 
     async def _look_at_components(self, since: int, records: Sequence[EventRecord]) -> bool:
-        """Read again what is installed if any component was added, became ready, or went; return whether it was."""
+        """Read again what is installed if any component was added, became ready, failed, or went; return whether it was."""
         changed = self._known < 0 or any(record.type in _COMPONENTS and record.seq > self._known for record in records)
         if not changed and self._known < since:  # another process planned what came between
             changed = bool(await self._metadata.events(self._known, types=_COMPONENTS, limit=1))
         if changed:
             known = await self._metadata.last_event()
-            self._installation = await self._installed()
+            installed = await self._metadata.components()
+            self._needs = await asyncio.to_thread(needs_of, installed)  # it decodes queries
+            self._installation = await self._installed(installed)
             self._known = known
         else:
             self._known = max(self._known, records[-1].seq)
         return changed
 
-    async def _installed(self) -> Installation:
+    async def _installed(self, records: Sequence[ComponentRecord]) -> Installation:
         found = await self._registry.listeners()
         self._priorities = {record.uuid: priority_of(record) for record, _ in found}
         listeners = [
@@ -196,7 +217,12 @@ class Scheduler:
         ]
         schedules = await self._registry.declared("schedule")
         return Installation(
-            listeners, triggers, [record.uuid for record, declared in schedules if declared["object"] != _NOTHING]
+            listeners,
+            triggers,
+            [record.uuid for record, declared in schedules if declared["object"] != _NOTHING],
+            _models(records),
+            [each.uuid for each in records if each.type_id == "dataset" and each.status != "ready"],
+            {uuid: self._needs.dependents(uuid) for uuid in self._needs.unready},
         )
 
     def _job(self, each: Plan) -> JobRecord:
@@ -210,7 +236,20 @@ class Scheduler:
             last=each.last,
             created=self._metadata.clock.now(),
             max_attempts=self._max_attempts,
+            not_before=self._metadata.clock.now() + HELD if "waits" in payload else 0.0,
             state="upstream_failed" if each.failed else "pending",
             error=each.failed or None,
             priority=self._priority(each.target, few=bool(each.ids)),
         )
+
+
+def _models(records: Sequence[ComponentRecord]) -> list[InstalledModel]:
+    newest = {each.identifier: each for each in records if each.type_id == "model"}
+    found = []
+    for each in newest.values():
+        data = msgspec.json.decode(each.data)
+        untrained = each.status != "ready" and trained_on(data["fields"]) is not None
+        validation = data["fields"].get("validation", {"$": "value"})
+        by = data["children"]["/".join(validation["v"])] if validation["$"] == "component" else None
+        found.append(InstalledModel(each.uuid, each.identifier, untrained, by))
+    return found

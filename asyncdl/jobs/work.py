@@ -5,13 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend, OutputTable
 from asyncdl.errors import LeaseLostError
 from asyncdl.metadata.base import Change, JobRecord, MetadataStore
 from asyncdl.metadata.clock import StoreClock
+
+
+class Retrain(Protocol):
+    """Installs a new version of a model, and of what uses it."""
+
+    async def __call__(self, identifier: str, first: int, last: int, *besides: Change) -> Any:
+        """Install it, in one commit with other changes; its events are caused by those from ``first`` to ``last``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +31,11 @@ class Stores:
     databackend: DataBackend
     compute: ComputeBackend
     registry: Registry
+    leases: ArtifactLeases
     shard_rows: int = 100_000
     """Rows in a shard of a backfill; one of less than twice as many is not split."""
+    retrain: Retrain | None = None
+    """Installs a new version of a model, to be trained: the installer's, which stands above."""
 
     @property
     def shared(self) -> bool:
