@@ -44,6 +44,8 @@ _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
 _UNFAIR = 7
 """Claims by priority, after which one is by age."""
+_OLDEST = 8
+"""Jobs looked through then, for each that may run at once: of trainings, and of a backfill's shards, not all may run here."""
 _FAIR_EVERY = 1.0
 """Seconds, at least, from one that is by age to the next: with a deep queue such a look takes a while."""
 
@@ -166,8 +168,9 @@ class Runner:
         if self._claims < _UNFAIR or time.monotonic() < self._fair:
             return 0
         self._claims, self._fair = 0, time.monotonic() + _FAIR_EVERY
-        oldest = await self._stores.metadata.jobs(JobFilter(states=["pending"], limit=self._options.concurrency))
-        return await self._claim_among([job for job in oldest if job.not_before <= now], group, now, 1)
+        limit = _OLDEST * self._options.concurrency
+        oldest = await self._stores.metadata.jobs(JobFilter(states=["pending"], due=now, limit=limit))
+        return await self._claim_among(oldest, group, now, 1)
 
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
         claimed = 0

@@ -386,6 +386,8 @@ class JobFilter:
     covers: int | None = None
     """Jobs whose range of causes holds this event, or one between ``first`` and this."""
     first: int | None = None
+    due: float | None = None
+    """Jobs that are not held back any longer at this time."""
     ids: Collection[str] = field(default_factory=tuple)
     owner: str | None = None
     limit: int = 1000

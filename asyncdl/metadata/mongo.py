@@ -328,6 +328,8 @@ class MongoMetadataStore(MetadataStore):
         if where.covers is not None:
             first = where.covers if where.first is None else where.first
             query |= {"first": {"$lte": where.covers}, "last": {"$gte": first}}
+        if where.due is not None:
+            query["not_before"] = {"$lte": where.due}
         return await self._find("jobs", query, JobRecord, "id", sort=[("created", 1), ("_id", 1)], limit=where.limit)
 
     async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:

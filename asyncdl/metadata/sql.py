@@ -323,6 +323,8 @@ class SQLMetadataStore(MetadataStore):
         if where.covers is not None:
             values["covers"] = where.covers
             values["first"] = where.covers if where.first is None else where.first
+        if where.due is not None:
+            values["due"] = where.due
 
         def build() -> Any:
             query = select(jobs).order_by(jobs.c.created, jobs.c.id).limit(P("limit"))
@@ -334,6 +336,8 @@ class SQLMetadataStore(MetadataStore):
                 query = query.where(_among(jobs.c.id, ids))
             if where.covers is not None:
                 query = query.where(jobs.c.first <= P("covers"), jobs.c.last >= P("first"))
+            if where.due is not None:
+                query = query.where(jobs.c.not_before <= P("due"))
             return query
 
         return [JobRecord(*row) for row in await self._rows(f"jobs{'/'.join(values)}", build, values)]

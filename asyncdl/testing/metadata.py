@@ -616,7 +616,7 @@ class MetadataStoreTests(ABC):
             job("b", created=1.0, target="x", first=1, last=3),
             job("a", created=2.0, kind="backfill", first=3, last=5),
             job("c", created=2.0, state="failed", first=6, last=6),
-            job("d", created=3.0, state="running", owner="me", lease=9.0, target="x", first=7, last=9),
+            job("d", created=3.0, state="running", owner="me", lease=9.0, target="x", first=7, last=9, not_before=5.5),
         ]
         await store.commit(*(PutJob(each) for each in reversed(records)))
 
@@ -633,6 +633,9 @@ class MetadataStoreTests(ABC):
         assert await ids(first=4, covers=6) == "ac"
         assert await ids(ids=["c", "a", "nothing"]) == "ac"
         assert await ids(owner="me") == "d"
+        assert await ids(due=5.25) == "bac"
+        assert await ids(due=5.5) == "bacd"
+        assert await ids(target="x", due=5.25) == "b"
         assert await ids(limit=2) == "ba"
         assert await ids(target="x", states=["pending"], covers=2) == "b"
         assert await ids(target="x", states=["failed"]) == ""
