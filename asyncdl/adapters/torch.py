@@ -128,7 +128,7 @@ class Fit:
         loss = self.loss(module(inputs), wanted)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def _restored(self, state: bytes | None, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
         if state is None:

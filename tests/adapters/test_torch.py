@@ -13,7 +13,7 @@ from asyncdl import Listener, Model
 
 torch = pytest.importorskip("torch", reason="no PyTorch here: pip install torch")
 
-from asyncdl.adapters.torch import Module  # noqa: E402 - needs it
+from asyncdl.adapters.torch import Fit, Module  # noqa: E402 - needs it
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +64,41 @@ def test_pickled_with_its_weights():
 def test_training_mode_is_left():
     module = Module(torch.nn.Dropout(0.99).train(), device="cpu")
     assert [row.tolist() for row in module.predict([[1.0, 1.0]])] == [[1.0, 1.0]]
+
+
+class Recorded:
+    """What a trainer gives to ``fit``, kept here."""
+
+    def __init__(self, restored=None, ends_after=None):
+        self.restored, self.ends_after = restored, ends_after
+        self.states, self.losses = [], []
+
+    def checkpoint(self, state):
+        self.states.append(state)
+
+    def report(self, done, total=None, *, loss):
+        self.losses.append(loss)
+        if done == self.ends_after:
+            raise KeyboardInterrupt
+
+
+def a_net():
+    torch.manual_seed(7)
+    return Module(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), preprocess=scaled, device="cpu")
+
+
+def test_a_training_that_goes_on_ends_as_one_that_was_never_interrupted():
+    digits = load_digits()
+    images, labels = list(digits.images[:300]), [int(label) for label in digits.target[:300]]
+    fit = Fit(epochs=4, batch_size=50, learning_rate=0.01)
+    whole, first = Recorded(), Recorded(ends_after=2)
+    expected = fit(a_net(), images, labels, whole)
+    assert len(whole.losses) == 4
+    assert whole.losses[3] < whole.losses[0]
+    with pytest.raises(KeyboardInterrupt):
+        fit(a_net(), images, labels, first)
+    second = Recorded(restored=first.states[-1])
+    found = fit(a_net(), images, labels, second)
+    assert [*first.losses, *second.losses] == whole.losses
+    for one, other in zip(expected.module.parameters(), found.module.parameters(), strict=True):
+        assert torch.equal(one, other)
