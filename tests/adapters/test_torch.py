@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import asyncdl
-from asyncdl import Listener, Model
+from asyncdl import Listener, Model, Trainer
 
 torch = pytest.importorskip("torch", reason="no PyTorch here: pip install torch")
 
@@ -102,3 +102,19 @@ def test_a_training_that_goes_on_ends_as_one_that_was_never_interrupted():
     assert [*first.losses, *second.losses] == whole.losses
     for one, other in zip(expected.module.parameters(), found.module.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+async def test_a_model_that_trains_on_add(db):
+    torch.manual_seed(0)
+    digits = load_digits()
+    t = db["digits"]
+    rows = [{"id": n, "image": image, "label": int(digits.target[n])} for n, image in enumerate(digits.images[:600])]
+    await db.execute(t.insert(rows))
+    trainer = Trainer(select=t.filter(t.id < 500), key=("image", "label"), fit=Fit(epochs=40, learning_rate=0.01))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    model = Model("digit", Module(net, preprocess=scaled, postprocess=best), trainer=trainer)
+    added = await db.add(Listener("digit", model=model, key="image", select=t.filter(t.id >= 500)))
+    await added.wait()
+    found = await (await db.execute(t.outputs("digit"))).to_list()
+    assert len([row for row in found if row["digit"] is not None]) == 100
+    assert np.mean([row["digit"] == row["label"] for row in found if row["digit"] is not None]) > 0.8

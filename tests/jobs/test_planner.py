@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asyncdl.events.types import (
@@ -174,6 +174,7 @@ def test_many_ids_become_jobs_of_bounded_size() -> None:
     assert {(each.since, each.first, each.last) for each in jobs} == {(2, 1, 2)}
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # says that the machine is busy
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([REFRESH, RECOMPUTE]), st.lists(st.integers(0, 9)))))
 def test_merging_loses_no_work_and_forgets_no_cause(asked: list[tuple[str, str, list[int]]]) -> None:
     plans = [Plan(kind, target, at, at, at, tuple(ids)) for at, (target, kind, ids) in enumerate(asked, 1)]
