@@ -111,25 +111,28 @@ class FramesDatabase(DuckDBDatabase):
         files = self._files()
         if files == self._seen:
             return
-        for name in self._seen.keys() - files.keys():
-            raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
-            del self._seen[name]
-        for name, stamp in files.items():
-            if self._seen.get(name) != stamp:
-                self._load(raw, name, stamp)
+        raw.begin()  # who reads meanwhile sees the tables as they were, or as they are, and not that one is gone
+        try:
+            for name in self._seen.keys() - files.keys():
+                raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
+            for name, stamp in files.items():
+                if self._seen.get(name) != stamp:
+                    self._load(raw, name, stamp)
+            raw.commit()
+        except BaseException:
+            raw.rollback()
+            raise
+        self._seen = files
 
     def _load(self, raw: duckdb.DuckDBPyConnection, name: str, stamp: _Stamp) -> None:
         import duckdb  # noqa: PLC0415 - it is loaded
 
-        self._seen.pop(name, None)
         raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
         path = (self._own if name.startswith("_") else self.folder) / f"{name}{stamp[0]}"
         try:
             load(raw, name, path, self._types(name))
         except (duckdb.Error, OSError, ValueError, KeyError) as error:
-            raw.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
             raise StoreUnavailableError(f"{self.url}: the file {path} cannot be read as a table: {error}") from error
-        self._seen[name] = stamp
 
     # transactions
 

@@ -47,7 +47,13 @@ class TestSQLDataBackendOnCSV(TestSQLDataBackendOnFrames):
         return {path.stem for path in [*where.glob("*.csv"), *where.glob(".asyncdl/tables/*.parquet")]}
 
     def raw_rows(self, where: Path, table: str) -> list[dict[str, Any]]:
-        types = {"id": int, "a": int, "n": float, "f": float, "yes": {"true": True, "false": False}.get}
+        types = {
+            "id": int,
+            "a": lambda text: float(text) if "." in text else int(text),
+            "n": float,
+            "f": float,
+            "yes": {"true": True, "false": False}.get,
+        }
         lines = (where / f"{table}.csv").read_text().splitlines()
         names = [each.strip('"') for each in lines[0].split(",")]
         rows = [[each.strip('"') if each else None for each in line.split(",")] for line in lines[1:]]
