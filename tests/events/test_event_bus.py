@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asyncdl.drivers.sqlite import SQLiteDatabase
+from asyncdl.errors import StoreUnavailableError
 from asyncdl.events.bus import EventBus
 from asyncdl.events.log import EventLog
 from asyncdl.events.types import Event, HandlerFailed, RowsDeleted, RowsEvent, RowsInserted
-from asyncdl.metadata.base import AppendEvent
+from asyncdl.metadata.base import AppendEvent, EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 pytestmark = pytest.mark.anyio
@@ -264,3 +266,45 @@ async def test_an_event_of_another_program_does_not_end_the_bus(
     await store.commit(AppendEvent("FromElsewhere", "", "{}", 1.0))
     await log.publish(inserted(1))
     assert await recorder.seqs(1) == [2]
+
+
+class AwayOnce(SQLMetadataStore):
+    """A store that cannot be reached the next time that events are read, if that is asked for."""
+
+    away = False
+
+    async def events(self, *args: Any, **kwargs: Any) -> list[EventRecord]:
+        if self.away:
+            self.away = False
+            raise StoreUnavailableError("away")
+        return await super().events(*args, **kwargs)
+
+
+async def test_events_during_an_outage_are_delivered_after_it(tmp_path: Path) -> None:
+    store, recorder = AwayOnce(SQLiteDatabase(tmp_path / "meta.db")), Recorder()
+    await store.open()
+    log = EventLog(store)
+    bus = EventBus(log)
+    bus.on(RowsInserted)(recorder.handle)
+    outages = asyncio.Event()
+
+    async def keep() -> None:  # as the supervisor does
+        while True:
+            try:
+                await bus.run()
+            except StoreUnavailableError:
+                outages.set()
+
+    await store.commit(inserted(1).change())
+    running = asyncio.create_task(keep())
+    while not recorder.queue.qsize():  # it delivers what comes once it runs
+        await store.commit(inserted(2).change())
+        await asyncio.sleep(0)
+    store.away = True
+    [during] = await store.commit(inserted(3).change())
+    await outages.wait()
+    while (await recorder.queue.get()).seq != during.seq:
+        pass
+    running.cancel()
+    await asyncio.wait([running])
+    await store.aclose()

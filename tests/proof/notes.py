@@ -121,7 +121,8 @@ async def nothing_is_left_over(db: Datalayer) -> None:
         for key, group in itertools.groupby(records, key=lambda each: (each.type_id, each.identifier))
     }
     assert all(len(set(each)) == len(each) for each in numbers.values()), numbers
-    assert await _output_tables(db) == {each.name for each in (await output_of(db)).values() if each.datatype}
+    found, wanted = await _output_tables(db), {each.name for each in (await output_of(db)).values() if each.datatype}
+    assert found == wanted, (found - wanted, wanted - found, records)
     assert {each async for each in db.artifact_store.list()} == await db.metadata.artifacts()
 
 
