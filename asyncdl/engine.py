@@ -79,7 +79,9 @@ class Engine:
         limited = LimitedCompute(compute, metadata, options.runner.lease)
         self._intents = intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
-        self.stores = stores = Stores(metadata, databackend, limited, self.registry, self._leases, options.shard_rows)
+        self.stores = stores = Stores(
+            metadata, databackend, limited, self.registry, self._leases, intents, options.shard_rows
+        )
         self._dropping = Dropping(stores, intents)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)

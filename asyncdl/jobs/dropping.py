@@ -18,7 +18,8 @@ from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import DeleteIntent
 
-_DROPPING = "dropping outputs"
+DROPPING = "dropping outputs"
+"""The kind of intents that tell of output tables which are to go, unless a listener has them."""
 
 
 class Dropping:
@@ -45,7 +46,7 @@ class Dropping:
                     await self._stores.databackend.drop_outputs(table, tx)
                 await commit(tx)
         else:
-            intent = await self._intents.announce(_DROPPING, tables=[asdict(table) for table in tables])
+            intent = await self._intents.announce(DROPPING, tables=[asdict(table) for table in tables])
             with self._intents.settling(intent):
                 if await commit(None):
                     await self._drop(tables)
@@ -53,7 +54,7 @@ class Dropping:
 
     async def recover(self) -> None:
         """Drop what processes that died left, unless a listener still has it."""
-        for record, details, alive in await self._intents.read(_DROPPING):
+        for record, details, alive in await self._intents.read(DROPPING):
             if not alive:
                 used = {
                     ListenerState.loads(each.state).output.name

@@ -12,6 +12,7 @@ from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend, OutputTable
 from asyncdl.errors import LeaseLostError
+from asyncdl.intents import Intents
 from asyncdl.metadata.base import Change, JobRecord, MetadataStore
 from asyncdl.metadata.clock import StoreClock
 
@@ -32,6 +33,7 @@ class Stores:
     compute: ComputeBackend
     registry: Registry
     leases: ArtifactLeases
+    intents: Intents
     shard_rows: int = 100_000
     """Rows in a shard of a backfill; one of less than twice as many is not split."""
     retrain: Retrain | None = None
