@@ -310,6 +310,9 @@ class DataBackend(ABC):
     datatypes: Datatypes
     """The datatypes that it can store; a `Datatype` component that is installed is registered here."""
 
+    tables_with_rows: bool = True
+    """Whether a table is made, and dropped, in the transaction that it is asked in: else right before it, or after."""
+
     @property
     def atomic(self) -> bool:
         """Whether a transaction that fails leaves nothing of what was written in it."""

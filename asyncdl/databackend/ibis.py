@@ -54,6 +54,7 @@ class IbisDataBackend(DataBackend):
     """
 
     language: Literal["ibis", "mongodb"] = "ibis"
+    tables_with_rows = False
 
     def __init__(self, database: IbisDatabase, datatypes: Datatypes) -> None:
         self.database = database

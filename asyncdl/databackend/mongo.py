@@ -84,6 +84,7 @@ class MongoDataBackend(DataBackend):
     """
 
     language: Literal["ibis", "mongodb"] = "mongodb"
+    tables_with_rows = False
 
     def __init__(self, database: MongoDatabase, datatypes: Datatypes) -> None:
         self.database = database

@@ -1,7 +1,8 @@
 """Dropping output tables that nobody reads any more.
 
-Where rows and records are one database this is one commit with what makes them useless. Elsewhere the tables go after that
-commit, and an intent before it tells others of them, should this process die in between.
+Where rows and records are one database, and tables are dropped in transactions, this is one commit with what makes them
+useless. Elsewhere the tables go after that commit, and an intent before it tells others of them, should this process die in
+between.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Dropping:
         """
         if not tables:
             await commit(None)
-        elif self._stores.shared:
+        elif self._stores.shared and self._stores.databackend.tables_with_rows:
             async with self._stores.databackend.transaction() as tx:
                 for table in tables:
                     await self._stores.databackend.drop_outputs(table, tx)

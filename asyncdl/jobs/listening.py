@@ -150,6 +150,10 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
+        if not self._stores.databackend.tables_with_rows:
+            for record in await self._stores.metadata.components(uuids=[self._job.target]):
+                if record.status == "retired":  # a write into a table that was dropped meanwhile has made it again
+                    return Conclusion(dropped=[ListenerState.loads(record.state).output])
         if self._job.kind != BACKFILL or self._waits:
             return Conclusion()
         if self._split:
