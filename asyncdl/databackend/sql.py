@@ -94,6 +94,7 @@ class SQLDataBackend(DataBackend):
                 f"{database.url}: there are databackends for {', '.join(_DIALECTS)}, not for {scheme}"
             )
         self._dialect = _DIALECTS[scheme]()
+        self.tables_with_rows = self._dialect.tables_with_rows
         self._values = Values(self._dialect, datatypes)
         self._catalog = SQLCatalog(database, self._dialect)
         self._compiler = QueryCompiler(database, self._catalog, self._dialect, self._call)

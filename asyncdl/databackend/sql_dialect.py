@@ -102,6 +102,9 @@ class SQLDialect(Storage):
     merges = False
     """Whether the planner may merge two tables by their keys, and would then read one of them from its start for each page."""
 
+    tables_with_rows = True
+    """Whether tables are made and dropped in transactions."""
+
     partial_indexes = True
     """Whether an index can leave out rows."""
 

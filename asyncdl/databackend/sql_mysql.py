@@ -88,6 +88,7 @@ class MySQLDialect(SQLDialect):
     """MySQL's and MariaDB's SQL."""
 
     mark = MARK
+    tables_with_rows = False
     partial_indexes = False
     returning = False
 
