@@ -19,8 +19,12 @@ from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import DeleteIntent
 
-DROPPING = "dropping outputs"
-"""The kind of intents that tell of output tables which are to go, unless a listener has them."""
+_DROPPING = "dropping outputs"
+
+
+async def announce_dropping(intents: Intents, tables: Sequence[OutputTable]) -> DeleteIntent:
+    """Announce that output tables are to go, unless a listener has them; return the change that says that it is settled."""
+    return await intents.announce(_DROPPING, tables=[asdict(table) for table in tables])
 
 
 class Dropping:
@@ -47,7 +51,7 @@ class Dropping:
                     await self._stores.databackend.drop_outputs(table, tx)
                 await commit(tx)
         else:
-            intent = await self._intents.announce(DROPPING, tables=[asdict(table) for table in tables])
+            intent = await announce_dropping(self._intents, tables)
             with self._intents.settling(intent):
                 if await commit(None):
                     await self._drop(tables)
@@ -55,7 +59,7 @@ class Dropping:
 
     async def recover(self) -> None:
         """Drop what processes that died left, unless a listener still has it."""
-        for record, details, alive in await self._intents.read(DROPPING):
+        for record, details, alive in await self._intents.read(_DROPPING):
             if not alive:
                 used = {
                     ListenerState.loads(each.state).output.name

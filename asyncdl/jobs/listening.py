@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ from asyncdl.errors import (
 )
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
-from asyncdl.jobs.dropping import DROPPING
+from asyncdl.jobs.dropping import announce_dropping
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shards import Shard, split
@@ -389,7 +389,7 @@ class ListenerWork(Work):
     async def _commit_outputs(self, table: OutputTable, change: SetComponentState) -> None:
         stores = self._stores
         # Not every database makes a table in a transaction: should the listener be removed meanwhile, it must not stay.
-        made = await stores.intents.announce(DROPPING, tables=[asdict(table)])
+        made = await announce_dropping(stores.intents, [table])
         with stores.intents.settling(made):
             async with stores.databackend.transaction() as tx:
                 await stores.databackend.create_outputs(table, tx)
