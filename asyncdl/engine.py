@@ -82,7 +82,7 @@ class Engine:
         self.stores = stores = Stores(
             metadata, databackend, limited, self.registry, self._leases, intents, options.shard_rows
         )
-        self._dropping = Dropping(stores, intents)
+        self._dropping = Dropping(stores, intents, options.runner.lease)
         self.installer = Installer(stores, self._leases, self._dropping)
         self.writer = Writer(stores, intents)
         self._loader = InstalledModelLoader(self.registry)
@@ -179,8 +179,8 @@ class Engine:
             self._intents.left.clear()
             await self.writer.recover()
             await self._leases.recover()
-            await self._dropping.recover()
+            again = await self._dropping.recover()
             await self.pauses.recover()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RECOVER_EVERY):
+                async with asyncio.timeout(again or _RECOVER_EVERY):
                     await self._intents.left.wait()

@@ -13,7 +13,7 @@ from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.component import Component, Part
 from asyncdl.components.cursors import belonging
 from asyncdl.components.model import Model
-from asyncdl.components.registry import Identity, ListenerState, Prepared
+from asyncdl.components.registry import Identity, Prepared
 from asyncdl.drafting import AS_DECLARED, Draft, Drafter, Order
 from asyncdl.errors import (
     ComponentInUseError,
@@ -22,7 +22,7 @@ from asyncdl.errors import (
     UntrustedArtifactError,
 )
 from asyncdl.events.types import ComponentAdded, ComponentRemoved
-from asyncdl.jobs.dropping import Dropping
+from asyncdl.jobs.dropping import Dropping, announce_dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import (
     UNFINISHED,
@@ -165,12 +165,14 @@ class Installer:
                 for each in made:
                     await self._databackend.create_outputs(each, tx)
                 return await self._metadata.commit(*changes, joining=tx)
-        # A listener's own job makes its table, should we die between these two.
-        events = await self._metadata.commit(*changes)
-        async with self._databackend.transaction() as tx:
-            for each in made:
-                await self._databackend.create_outputs(each, tx)
-        return events
+        if not made:
+            return await self._metadata.commit(*changes)
+        intent = await announce_dropping(self._stores.intents, made)
+        with self._stores.intents.settling(intent):
+            async with self._databackend.transaction() as tx:
+                for each in made:
+                    await self._databackend.create_outputs(each, tx)
+            return await self._metadata.commit(*changes, intent)
 
     # out
 
@@ -247,13 +249,13 @@ class Installer:
         changes += [ComponentRemoved(**record.identity).change() for record in records]
         changes += await self._forgetting(records)
         changes += announced
-        outputs = [ListenerState.loads(record.state).output for record in records if record.type_id == "listener"]
+        listeners = [record for record in records if record.type_id == "listener"]
 
         async def commit(tx: Any) -> bool:
             await self._metadata.commit(*changes, joining=tx)
             return True
 
-        await self._dropping.drop(outputs, commit)
+        await self._dropping.drop(listeners, commit)
 
     async def _forgetting(self, records: Sequence[ComponentRecord]) -> list[Change]:
         """Return the changes that forget the cursors of components of which no version stays."""

@@ -27,7 +27,7 @@ class Intents:
         self._metadata = metadata
         self._mine: set[str] = set()
         self.left = asyncio.Event()
-        """Set when a deed of this process failed, and may have left its intent: there is something to recover."""
+        """Set when a deed of this process failed, or was left: there is something to recover."""
 
     def draft(self, kind: str, **details: Any) -> tuple[PutIntent, DeleteIntent]:
         """Return the changes that announce a deed, in a commit of the caller's, and that say it has been done.
@@ -49,11 +49,12 @@ class Intents:
         try:
             await self._metadata.commit(put)
         except BaseException:
-            self._leave(done)
+            self.leave(done)
             raise
         return done
 
-    def _leave(self, intent: DeleteIntent) -> None:
+    def leave(self, intent: DeleteIntent) -> None:
+        """Leave a deed that is not complete yet to recovery."""
         self._mine.discard(intent.id)
         self.left.set()
 
@@ -63,7 +64,7 @@ class Intents:
         try:
             yield
         except BaseException:
-            self._leave(intent)
+            self.leave(intent)
             raise
         self._mine.discard(intent.id)
 

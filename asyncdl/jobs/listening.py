@@ -150,10 +150,6 @@ class ListenerWork(Work):
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""
-        if not self._stores.databackend.tables_with_rows:
-            for record in await self._stores.metadata.components(uuids=[self._job.target]):
-                if record.status == "retired":  # a write into a table that was dropped meanwhile has made it again
-                    return Conclusion(dropped=[ListenerState.loads(record.state).output])
         if self._job.kind != BACKFILL or self._waits:
             return Conclusion()
         if self._split:
@@ -167,7 +163,7 @@ class ListenerWork(Work):
         if not await self._upstream.is_ready():
             return Conclusion(counted)  # when that becomes ready, another backfill is planned
         conclusion = await take_over(self._stores.metadata, self._job)
-        return Conclusion([*counted, *conclusion.changes], conclusion.dropped)
+        return Conclusion([*counted, *conclusion.changes], conclusion.retired)
 
     def gives_up_on(self, error: Exception) -> bool:
         """Return whether the model's rules say that such an error, of its own or not, is not worth another attempt."""
@@ -445,7 +441,12 @@ class ListenerWork(Work):
         self._done = done
 
     async def _hold(self) -> None:
-        """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock."""
+        """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock.
+
+        A listener that was retired ends its work here: what has been dropped must not be made again and filled.
+        """
+        if self._batches > 1:
+            await self._record_if_needed()
         mine = JobFilter(ids=[self._job.id], owner=self._owner, states=["running"])
         if not await self._stores.metadata.jobs(mine):
             raise LeaseLostError(f"job {self._job.id} was taken over by another worker, or cancelled")

@@ -280,7 +280,7 @@ class Runner:
         ]
         self._ending.add(job.id)
         try:
-            await self._dropping.drop(conclusion.dropped, lambda tx: self._commit(*changes, joining=tx))
+            await self._dropping.drop(conclusion.retired, lambda tx: self._commit(*changes, joining=tx))
         except ConflictError:  # it is concluded again, and may be stopped before
             self._ending.discard(job.id)
             raise

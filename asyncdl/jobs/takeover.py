@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from asyncdl.components.registry import ListenerState
-from asyncdl.databackend.base import OutputTable
 from asyncdl.events.types import ComponentReady, OutputsReplaced
 from asyncdl.jobs.work import Conclusion
-from asyncdl.metadata.base import Change, JobRecord, MetadataStore, SetComponentStatus
+from asyncdl.metadata.base import Change, ComponentRecord, JobRecord, MetadataStore, SetComponentStatus
 
 
 async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
     """Return what changes; nothing does where the listener was ready before."""
     changes: list[Change] = []
-    dropped: list[OutputTable] = []
+    retired: list[ComponentRecord] = []
     for record in await metadata.components(uuids=[job.target]):
         if record.status not in {"pending", "failed"}:
             continue
@@ -20,11 +18,11 @@ async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:
         for older in await metadata.components(type_id=record.type_id, identifier=record.identifier):
             if older.version < record.version and older.status != "retired":
                 changes.append(SetComponentStatus(older.uuid, "retired"))
-                dropped.append(ListenerState.loads(older.state).output)
+                retired.append(older)
         if (
-            dropped
+            retired
         ):  # first: what becomes ready by the next event then reads later than this, and need not be read again
             replaced = OutputsReplaced(identifier=record.identifier, uuid=record.uuid)
             changes.append(replaced.change(job.first, job.last))
         changes.append(ComponentReady(**record.identity).change(job.first, job.last))
-    return Conclusion(changes, dropped)
+    return Conclusion(changes, retired)

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.registry import Registry
 from asyncdl.compute.base import ComputeBackend
-from asyncdl.databackend.base import DataBackend, OutputTable
+from asyncdl.databackend.base import DataBackend
 from asyncdl.errors import LeaseLostError
 from asyncdl.intents import Intents
-from asyncdl.metadata.base import Change, JobRecord, MetadataStore
+from asyncdl.metadata.base import Change, ComponentRecord, JobRecord, MetadataStore
 from asyncdl.metadata.clock import StoreClock
 
 
@@ -53,12 +53,12 @@ class Conclusion:
     ----------
     changes
         Records and events.
-    dropped
-        Output tables that are no longer read by anyone.
+    retired
+        Listeners whose outputs are no longer read by anyone, as they were before.
     """
 
     changes: Sequence[Change] = ()
-    dropped: Sequence[OutputTable] = ()
+    retired: Sequence[ComponentRecord] = ()
 
 
 class InterruptedWork(Exception):  # noqa: N818 - not an error: it stopped because it was asked to
