@@ -27,11 +27,11 @@ STORES = [
     ("sqlite", "own"),
     ("postgresql", "postgresql"),
     ("postgresql", "replica set"),
+    ("mysql", "mysql"),
+    ("replica set", "replica set"),
+    ("standalone", "standalone"),
 ]
 """Databackend and metadata store: one database, or two of them, between which no transaction reaches."""
-if os.environ.get("ASYNCDL_CRASH_STORES") == "all":
-    # Not by default yet: a kill sometimes leaves a table of outputs behind whose listener is retired (about once in 30).
-    STORES += [("mysql", "mysql"), ("replica set", "replica set"), ("standalone", "standalone")]
 CHUNKS = 2
 CRASHES = -(-int(os.environ.get("ASYNCDL_CRASHES", "200")) // (len(STORES) * CHUNKS))
 _CONTEXT = multiprocessing.get_context("forkserver")
