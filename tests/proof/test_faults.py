@@ -125,8 +125,7 @@ async def trial(uris: dict[str, str], scenario: Scenario, at: int, fault: Any) -
             faults.heal()
             reached.cancel()
             await idle
-            if done:
-                await check(db, scenario, done=True)
+            await check(db, scenario, done=done)
     async with asyncdl.connect(**uris, **SETTINGS) as db:
         await check(db, scenario, done=done)
         await nothing_is_left_over(db)
