@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from asyncdl.drivers import mysql as driver
+from asyncdl.drivers import pooled
 from asyncdl.drivers.mysql import MySQLDatabase
 from asyncdl.drivers.mysql_values import ERRORS, translate
 from asyncdl.drivers.sql import MARK, Statement
@@ -76,9 +76,9 @@ async def all_at_once(database: MySQLDatabase) -> None:
 
     async with asyncio.timeout(20):
         await asyncio.gather(
-            *(stream() for _ in range(driver._STREAMS)),
-            *(write() for _ in range(driver._WRITERS)),
-            *(database.fetch("SELECT 1") for _ in range(driver._FETCHERS)),
+            *(stream() for _ in range(pooled.STREAMS)),
+            *(write() for _ in range(pooled.WRITERS)),
+            *(database.fetch("SELECT 1") for _ in range(pooled.FETCHERS)),
         )
 
 

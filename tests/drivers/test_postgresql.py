@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from asyncdl.drivers import pooled
 from asyncdl.drivers import postgresql as driver
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.postgresql_statements import numbered
@@ -81,9 +82,9 @@ async def all_at_once(database: PostgreSQLDatabase) -> None:
 
     async with asyncio.timeout(10):
         await asyncio.gather(
-            *(stream() for _ in range(driver._STREAMS)),
-            *(write() for _ in range(driver._WRITERS)),
-            *(database.fetch("SELECT 1") for _ in range(driver._FETCHERS)),
+            *(stream() for _ in range(pooled.STREAMS)),
+            *(write() for _ in range(pooled.WRITERS)),
+            *(database.fetch("SELECT 1") for _ in range(pooled.FETCHERS)),
         )
     idle = await database.fetch(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
@@ -223,7 +224,7 @@ async def test_connections_made_while_it_closes_are_closed(url: str, postgresql:
     for turn in range(10):
         database = PostgreSQLDatabase(f"{url}&application_name=closing")
         await database.open()
-        reading = [asyncio.create_task(database.fetch("SELECT 1")) for _ in range(driver._FETCHERS)]
+        reading = [asyncio.create_task(database.fetch("SELECT 1")) for _ in range(pooled.FETCHERS)]
         for _ in range(turn):
             await asyncio.sleep(0)
         await database.aclose()
