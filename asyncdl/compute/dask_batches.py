@@ -195,7 +195,7 @@ class Batches:
                 kind, value = await self._answer(task, flight.needs, load)
                 if kind == LACKING:
                     worker, trouble = value
-                    await self._models.deliver(task.call, name, packed, worker, self._connected_to())
+                    await self._models.deliver(task.call, name, packed, worker, await self._aboard())
                 elif kind == DROPPED:
                     trouble = "a worker dropped it"
                 else:
@@ -231,8 +231,9 @@ class Batches:
         return await self._in_thread(pickle.loads, answer)
 
     async def _aboard(self) -> Connection:
-        await self._connected.wait()
-        return self._connected_to()
+        while self._connection is None:  # it may be lost again before we hear that there is one
+            await self._connected.wait()
+        return self._connection
 
     def _connected_to(self) -> Connection:
         assert self._connection is not None, "the event is set"  # noqa: S101 - tells mypy

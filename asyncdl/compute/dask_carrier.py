@@ -80,7 +80,7 @@ class Carrier:
             together: list[tuple[Load, bytes]] = []
             ways: list[Coroutine[Any, Any, None]] = []
             for load, body in zip(loads, bodies, strict=True):
-                if isinstance(body, Exception):
+                if isinstance(body, BaseException):
                     load.fail(UnsendableError(str(body)))
                 elif load.alone or len(body) > SMALL:
                     ways.append(self._ended(connection, [load], self._one(connection, needs, load, body)))
@@ -176,13 +176,13 @@ def _stop_if_unwanted(bundle: asyncio.Task[Any], loads: list[Load], answer: asyn
         bundle.cancel()
 
 
-def _all_pickled(batches: list[Any]) -> list[bytes | Exception]:
+def _all_pickled(batches: list[Any]) -> list[bytes | BaseException]:
     return [_pickled(inputs) for inputs in batches]
 
 
-def _pickled(inputs: Any) -> bytes | Exception:
+def _pickled(inputs: Any) -> bytes | BaseException:
     try:
         pickled: bytes = cloudpickle.dumps(inputs)
-    except Exception as error:  # pickling runs anybody's code
+    except BaseException as error:  # pickling runs anybody's code
         return error
     return pickled

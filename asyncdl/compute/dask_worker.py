@@ -222,15 +222,16 @@ class Workplace:
     async def run_bundle(self, pickled: bytes, bodies: bytes, key: str) -> bytes:
         """Return the seconds and answers for batches that came together."""
         answers: list[tuple[float, bytes]] = []
+        self._bundles[key] = ""
         try:
             for number, body in enumerate(pickle.loads(bodies)):  # noqa: S301 - our client's
                 begun = time.perf_counter()
-                self._bundles[key] = each = _batch_of(key, number)
-                skipped = number in self.skipped.get(key, ())
-                answer = pickle.dumps((DROPPED, None)) if skipped else await self.run(pickled, body, each)
+                if key in self._bundles and number not in self.skipped.get(key, ()):
+                    self._bundles[key] = each = _batch_of(key, number)
+                    answer = await self.run(pickled, body, each)
+                else:  # Dask may want a task again that it had cancelled: there is an answer for each
+                    answer = pickle.dumps((DROPPED, None))
                 answers.append((time.perf_counter() - begun, answer))
-                if key not in self._bundles:  # cancelled meanwhile
-                    break
         finally:
             self._bundles.pop(key, None)
             self.skipped.pop(key, None)
