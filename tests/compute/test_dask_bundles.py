@@ -138,6 +138,11 @@ async def skips(dask_worker: Any) -> bool:
     return bool((await dask_worker_module._workplaces[dask_worker]).skipped)
 
 
+async def bundles(dask_worker: Any) -> bool:
+    """Return whether a worker runs a bundle that is wanted."""
+    return bool((await dask_worker_module._workplaces[dask_worker])._bundles)
+
+
 async def test_the_one_that_runs_is_stopped_alone(submit: Submit, noted: Noted) -> None:
     futures = [submit(row) for row in ("wait", "a")]
     await noted.reached("wait")
@@ -148,10 +153,15 @@ async def test_the_one_that_runs_is_stopped_alone(submit: Submit, noted: Noted) 
         await futures[0]
 
 
-async def test_a_bundle_that_nobody_wants_is_stopped(submit: Submit, noted: Noted) -> None:
+async def test_a_bundle_that_nobody_wants_is_stopped(dask: Processes, submit: Submit, noted: Noted) -> None:
+    from distributed import Client  # noqa: PLC0415 - takes a third of a second
+
     futures = [submit(row) for row in ("wait", "never", "never")]
     await noted.reached("wait")
     assert all(future.cancel() for future in futures)
+    async with Client(dask.address, asynchronous=True) as client, asyncio.timeout(60):
+        while any((await client.run(bundles)).values()):
+            pass  # as above
     noted.go()
     assert await submit("after") == ["after"]
     assert "never" not in [row for row, _ in noted.begun()]
