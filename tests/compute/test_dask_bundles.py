@@ -154,7 +154,7 @@ async def test_the_one_that_runs_is_stopped_alone(submit: Submit, noted: Noted) 
 
 
 async def test_a_bundle_that_nobody_wants_is_stopped(dask: Processes, submit: Submit, noted: Noted) -> None:
-    from distributed import Client  # noqa: PLC0415 - takes a third of a second
+    from distributed import Client
 
     futures = [submit(row) for row in ("wait", "never", "never")]
     await noted.reached("wait")
