@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 _POLL = 0.05
 _ATTEMPTS = 5
 _COMMITS = "_asyncdl_commits"
+_SHARED = 2
+"""The id of its row that is locked, and never written to."""
+_SKIPS_LOCKED = {True: (10, 6), False: (8, 0)}
+"""The first version, of MariaDB and of MySQL, that passes over locked rows."""
 _SETTINGS = {
     "sql_mode": "STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO",
     "time_zone": "+00:00",
@@ -83,6 +87,8 @@ class MySQLDatabase(PooledDatabase):
         self._idle: deque[Any] = deque()
         self._dialect: Dialect | None = None
         self.mariadb = True
+        self.skips_locked = False
+        """Whether the server passes over locked rows when it is asked to."""
         self.collation = "utf8mb4_nopad_bin"
         """In which texts compare by code point, and spaces at their ends count."""
 
@@ -167,11 +173,14 @@ class MySQLDatabase(PooledDatabase):
             task.result().close()
 
     async def _prepare(self, driver: Any) -> None:
-        self.mariadb = "mariadb" in driver.get_server_info().lower()
+        shown = driver.get_server_info().lower()
+        self.mariadb = "mariadb" in shown
+        version = re.search(r"(\d+)\.(\d+)", shown.removeprefix("5.5.5-"))  # MariaDB's old clients took 10 for 1
+        self.skips_locked = version is not None and tuple(map(int, version.groups())) >= _SKIPS_LOCKED[self.mariadb]
         self.collation = "utf8mb4_nopad_bin" if self.mariadb else "utf8mb4_0900_bin"
         values = {**_SETTINGS, **dict(self._address.settings)}
-        shown = {name: int(each) if re.fullmatch(r"\d+", each) else each for name, each in values.items()}
-        sets = ", ".join(f"SESSION {name} = {literal(each).decode()}" for name, each in shown.items())
+        given = {name: int(each) if re.fullmatch(r"\d+", each) else each for name, each in values.items()}
+        sets = ", ".join(f"SESSION {name} = {literal(each).decode()}" for name, each in given.items())
         script = [
             f"SET NAMES utf8mb4 COLLATE {self.collation}",
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
@@ -386,14 +395,26 @@ class MySQLDatabase(PooledDatabase):
         busy = f"{self.url}: another process held the lock {name!r} for {wait} s"
         return (Statement(sql, fetch=True, expect=1, conflict=busy, error=StoreTimeoutError),)
 
+    def share(self, name: str) -> tuple[Statement, ...]:
+        """Return the statement that locks a row for sharing: of named locks there are none to share, and all names are one."""
+        if not self.skips_locked:
+            return ()
+        return (Statement(f"SELECT id FROM {_COMMITS} WHERE id = {_SHARED} LOCK IN SHARE MODE", fetch=True, expect=1),)  # noqa: S608
+
+    def exclude(self, name: str) -> tuple[Statement, ...]:
+        """Return the statement that locks that row."""
+        if not self.skips_locked:
+            return ()
+        return (Statement(f"SELECT id FROM {_COMMITS} WHERE id = {_SHARED} FOR UPDATE", fetch=True, expect=1),)  # noqa: S608
+
     def provisions(self) -> tuple[Statement, ...]:
-        """Return the statements that make the counter of commits."""
+        """Return the statements that make the counter of commits, and the row that is locked for sharing."""
         return (
             Statement(
                 f"CREATE TABLE IF NOT EXISTS {_COMMITS} (id INT PRIMARY KEY, n BIGINT NOT NULL, words VARCHAR(200) NOT NULL) "
                 f"ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE {self.collation}"
             ),
-            Statement(f"INSERT IGNORE INTO {_COMMITS} VALUES (1, 0, '')"),  # noqa: S608 - a constant
+            Statement(f"INSERT IGNORE INTO {_COMMITS} VALUES (1, 0, ''), ({_SHARED}, 0, '')"),  # noqa: S608 - constants
         )
 
     def announce(self, words: str) -> tuple[Statement, ...]:

@@ -297,6 +297,10 @@ class PostgreSQLDatabase(PooledDatabase):
         """Return the statement that shares an advisory lock to the end of the transaction."""
         return (Statement(f"SELECT pg_advisory_xact_lock_shared({_key(name)})", quiet=True),)
 
+    def exclude(self, name: str) -> tuple[Statement, ...]:
+        """Return the statement that has an advisory lock for itself to the end of the transaction."""
+        return self.lock(name)
+
     def announce(self, words: str) -> tuple[Statement, ...]:
         """Return the statement that notifies those who listen."""
         quoted = words.replace("'", "''")

@@ -198,10 +198,14 @@ class SQLDatabase(Counted):
         return ()
 
     def share(self, name: str) -> tuple[Statement, ...]:
-        """Return the statements that wait for who has the `lock` of this name, and keep others from it, but for who shares it.
+        """Return the statements that wait for those who `exclude` others by this name, and keep such ones waiting.
 
         None, where the database cannot: then rows that others have locked cannot be passed over either (``SKIP LOCKED``).
         """
+        return ()
+
+    def exclude(self, name: str) -> tuple[Statement, ...]:
+        """Return the statements that wait for those who `share` this name, and keep them waiting; none where nobody can."""
         return ()
 
     def announce(self, words: str) -> tuple[Statement, ...]:

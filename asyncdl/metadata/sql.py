@@ -139,8 +139,8 @@ class SQLMetadataStore(MetadataStore):
         # One commit after the other where the database would let them run together: so conditions hold until the end, and
         # events become visible in the order of their numbers.
         statements: list[Statement] = [*self.database.lock("commit")] if changes else []
-        if any(isinstance(each, base.MoveCursor) and each.seq < 0 for each in changes) and self.database.share(_GATES):
-            statements.extend(self.database.lock(_GATES))  # claims under way end before a gate is closed
+        if any(isinstance(each, base.MoveCursor) and each.seq < 0 for each in changes):
+            statements.extend(self.database.exclude(_GATES))  # claims under way end before a gate is closed
         for change in self.stamped(changes):
             if isinstance(change, base.AppendEvent):
                 appended.append((len(statements), change))

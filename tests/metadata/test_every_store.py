@@ -15,6 +15,7 @@ from asyncdl.metadata.base import (
     ClaimJob,
     DeleteComponent,
     EventRecord,
+    JobFilter,
     MetadataStore,
     MoveCursor,
     PutComponent,
@@ -161,3 +162,57 @@ async def test_rows_and_events_commit_together_or_not_at_all(store: SQLMetadataS
     await store.aclose()
     assert await database.fetch("SELECT count(*) FROM docs") == [(2,)]  # what we did not open stays open
     await database.aclose()
+
+
+# MariaDB keeps what it shows of transactions for as long as somebody looks at it more often than every 0.1 s.
+WAITING = {
+    "postgresql": "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted",
+    "mysql": "SELECT 1 FROM information_schema.innodb_trx, (SELECT sleep(0.15)) AS pause WHERE trx_state = 'LOCK WAIT'",
+}
+
+
+async def _until_one_waits_for_a_lock(store: SQLMetadataStore) -> None:
+    """Wait until the server says so: what is held up then is held up by the transaction that is open."""
+    look = WAITING[store.database.url.partition(":")[0]]
+    while not await store.database.fetch(look):
+        pass  # each look is a round trip
+
+
+@SQL_SERVERS
+async def test_who_closes_a_gate_waits_for_a_claim_under_way_and_sees_it(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as tx:
+        assert await store.claim_within(tx, ClaimJob("a", "me", 3.0, 9.0, gate="gate")) == {"a"}
+        closing = asyncio.create_task(store.commit(MoveCursor("gate", -1, expected=0)))
+        await _until_one_waits_for_a_lock(store)
+        assert await store.jobs(JobFilter(states=["running"])) == []  # who looked now would miss it
+        await tx.commit()
+    await closing
+    assert [each.id for each in await store.jobs(JobFilter(states=["running"]))] == ["a"]
+    assert await store.claim(ClaimJob("b", "me", 3.0, 9.0, gate="gate")) == set()
+
+
+@SQL_SERVERS
+async def test_a_claim_waits_for_who_is_closing_a_gate_and_is_refused(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as tx:
+        await tx.run(*store.database.exclude("gates"))  # as `commit` does
+        await tx.run(*store._changes.statements(MoveCursor("gate", -1, expected=0)))
+        claims = ClaimJob("a", "me", 3.0, 9.0, gate="gate"), ClaimJob("b", "me", 3.0, 9.0, gate="of another")
+        claiming = asyncio.create_task(store.claim(*claims))
+        await _until_one_waits_for_a_lock(store)
+        assert not claiming.done()
+        await tx.commit()
+    assert await claiming == {"b"}
+
+
+@SQL_SERVERS
+async def test_claims_pass_over_what_others_are_claiming_and_wait_for_no_commit(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as held, store.database.transaction() as tx:
+        await held.run(*store.database.lock("commit"))
+        assert await store.claim_within(tx, ClaimJob("a", "me", 3.0, 9.0)) == {"a"}
+        both = [ClaimJob(each, "you", 3.0, 9.0) for each in "ab"]
+        assert await asyncio.wait_for(store.claim(*both), 60) == {"b"}
+        await tx.commit()
+    assert {(each.id, each.owner) for each in await store.jobs()} == {("a", "me"), ("b", "you")}
