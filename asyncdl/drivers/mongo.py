@@ -354,11 +354,14 @@ class MongoDatabase:
 
     async def write(
         self, collection: str, writes: Sequence[Write], *, local: bool = False, tx: MongoTransaction | None = None
-    ) -> None:
-        """Make writes, in order, up to the first that fails; ``local`` as of `insert`."""
+    ) -> int:
+        """Make writes, in order, up to the first that fails, and return how many documents matched; ``local`` as of `insert`."""
         found = self._collection(collection, local=local)
         requests = [_request(each) for each in writes]
-        await self._call(lambda: found.bulk_write(requests, ordered=True, **_session(tx)), to_the_end=True)
+        result: Any = await self._call(
+            lambda: found.bulk_write(requests, ordered=True, **_session(tx)), to_the_end=True
+        )
+        return int(result.matched_count)
 
     async def create(self, collection: str, *indexes: Sort, unique: bool = False) -> None:
         """Create a collection and its indexes where they are missing."""

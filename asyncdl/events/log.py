@@ -10,6 +10,7 @@ from asyncdl.errors import ClosedError, EventsTrimmedError, InvalidIdentifierErr
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.types import Event
 from asyncdl.metadata.base import DeleteCursor, EventRecord, MetadataStore, MoveCursor
+from asyncdl.together import both
 
 SUBSCRIBER = "subscriber:"
 """What the cursors of named subscriptions begin with."""
@@ -85,14 +86,15 @@ class Subscription:
         """Read the next page; wait for a commit only when there is none."""
         seen = 0
         while True:
-            if self._position >= self._head:
+            head = self._head
+            if self._position < head:
+                records = await self._read()
+            else:
                 seen = await self._store.wait_for_commits(seen, "events")
-                self._head = await self._store.last_event()
-                if self._position >= self._head:
+                # At once: so an event for us is here soonest. That there is none up to the head is known after another look.
+                records, self._head = await both(self._read(), self._store.last_event())
+                if not records:
                     continue
-            records = await self._store.events(
-                self._position, types=self._types, topics=self._wanted.topics, limit=self._limit, up_to=self._head
-            )
             if not records or records[0].seq != self._position + 1:
                 await check_kept(self._store, self._position)
             wanted = self._wanted.among(records)
@@ -100,7 +102,13 @@ class Subscription:
                 self._page, self._next, self._limit = wanted, 0, _next_limit(records)
                 return
             # nothing up to here was for us
-            self._position = records[-1].seq if len(records) == self._limit else self._head
+            last = records[-1].seq if records else 0
+            self._position = last if len(records) == self._limit else max(head, last)
+
+    async def _read(self) -> Sequence[EventRecord]:
+        return await self._store.events(
+            self._position, types=self._types, topics=self._wanted.topics, limit=self._limit
+        )
 
     async def save(self) -> None:
         """Store a named subscription's position now."""

@@ -9,7 +9,8 @@ import random
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,9 @@ class Runner:
         self._unsure = False
         """Whether a claim, or a job's end, may have been committed or not: its answer was lost."""
         self._trainings: set[str] = set()
+        self._shut: set[str] = set()
+        """The targets whose jobs could not be taken, as they are paused: they are claimed as others are."""
+        self._group: asyncio.TaskGroup | None = None
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -104,19 +108,26 @@ class Runner:
         """Claim and run jobs until cancelled; then jobs under way go back to the queue, without costing an attempt."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_leases(), name="asyncdl: leases")
-            seen = 0
-            while True:
-                self._room.clear()
-                try:
-                    await self._give_back_strays()
-                    now = self._now()  # one for both: what becomes due between two looks would be seen by neither
-                    claimed = await self._claim(group, now)
-                    if not claimed:
-                        seen = await self._wait(seen, await self._stores.metadata.next_due(now))
-                except StoreError:
-                    logger.exception("cannot claim jobs; trying again")
-                    self._unsure = True
-                    await asyncio.sleep(self._options.backoff)
+            self._group = group
+            try:
+                await self._claim_always(group)
+            finally:
+                self._group = None
+
+    async def _claim_always(self, group: asyncio.TaskGroup) -> None:
+        seen = 0
+        while True:
+            self._room.clear()
+            try:
+                await self._give_back_strays()
+                now = self._now()  # one for both: what becomes due between two looks would be seen by neither
+                claimed = await self._claim(group, now)
+                if not claimed:
+                    seen = await self._wait(seen, await self._stores.metadata.next_due(now))
+            except StoreError:
+                logger.exception("cannot claim jobs; trying again")
+                self._unsure = True
+                await asyncio.sleep(self._options.backoff)
 
     async def _give_back_strays(self) -> None:
         """Give back what is ours by its record alone, instead of leaving it to the lease."""
@@ -179,6 +190,8 @@ class Runner:
             if job.id in self._running or claimed == free or job.target in aside or not self._may_run(job):
                 continue
             async with self._claiming:
+                if len(self._running) >= self._options.concurrency:  # one was taken meanwhile
+                    break
                 if await self._claim_one(job, group, now):
                     claimed += 1
                     continue
@@ -191,19 +204,65 @@ class Runner:
         return claimed
 
     async def _claim_one(self, job: JobRecord, group: asyncio.TaskGroup, now: float) -> bool:
-        until = now + self._options.lease
-        gate = await self._pauses.gate(job.target)
+        claim = await self._claim_of(job, now)
         try:
-            await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts, gate))
+            await self._stores.metadata.commit(claim)
         except ConflictError:
             return False
-        mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
+        self._begin(job, claim, group)
+        return True
+
+    async def _claim_of(self, job: JobRecord, now: float) -> ClaimJob:
+        gate = await self._pauses.gate(job.target)
+        return ClaimJob(job.id, self.owner, now, now + self._options.lease, job.attempts, gate)
+
+    def _begin(self, job: JobRecord, claim: ClaimJob, group: asyncio.TaskGroup) -> None:
+        mine = replace(
+            job,
+            state="running",
+            owner=self.owner,
+            lease=claim.lease,
+            attempts=job.attempts + 1,
+            started=claim.now,
+        )
         self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
         self._parts[job.id] = _part(job)
         if job.kind == TRAIN:
             self._trainings.add(job.id)
+        self._shut.discard(job.target)
         self._claims += 1
-        return True
+
+    @asynccontextmanager
+    async def taking(self, jobs: Sequence[JobRecord]) -> AsyncIterator[Sequence[Change]]:
+        """Give what claims one of the jobs that a commit in this block makes, if this process is idle; it begins after it.
+
+        The others are left to be claimed by whichever process is first: so each gets its share.
+        """
+        now = self._now()
+        job = next((each for each in jobs if self._takes(each, now)), None)
+        if job is None or self._running or self._draining or self._group is None or self._claiming.locked():
+            yield ()
+            return
+        async with self._claiming:
+            claim = await self._claim_of(job, now)
+            try:
+                yield [claim]
+            except ConflictError:
+                self._shut |= set(await self._pauses.closed([job.target]))
+                raise
+            except StoreError:
+                self._unsure = True
+                raise
+            except asyncio.CancelledError:  # it may have been committed
+                await asyncio.shield(self._give_back(job))
+                raise
+            if self._group is None:
+                await self._give_back(job)
+            else:
+                self._begin(job, claim, self._group)
+
+    def _takes(self, job: JobRecord, now: float) -> bool:
+        return job.state == "pending" and job.not_before <= now and job.target not in self._shut and self._may_run(job)
 
     def _may_run(self, job: JobRecord) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""

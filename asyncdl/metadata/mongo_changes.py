@@ -352,9 +352,13 @@ def _mine(on: Plan, job: str, owner: str) -> Document:
 
 @plan.register
 def _(change: base.AdvanceJob, on: Plan) -> None:
-    found = _mine(on, change.id, change.owner)
+    on.set("jobs", _mine(on, change.id, change.owner), **advanced(change))
+
+
+def advanced(change: base.AdvanceJob) -> Document:
+    """Return what a job's progress sets."""
     what = {"done": change.done, "total": change.total, "stage": change.stage}
-    on.set("jobs", found, **what if change.payload is None else {**what, "payload": change.payload})
+    return what if change.payload is None else {**what, "payload": change.payload}
 
 
 @plan.register

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, finished
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import AsyncDLError, ConstraintError
-from asyncdl.metadata.base import AppendEvent, Change, EventRecord
-from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
+from asyncdl.metadata.base import AdvanceJob, AppendEvent, Change, EventRecord
+from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, advanced, needs, plan
 from asyncdl.metadata.wakeup import topics_of
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ LOG = "log"
 
 _TOGETHER = 64
 """Commits in one group."""
+_FEW = 64
+"""Documents that are read together with those of other collections."""
 _LIGHT = 1_000_000
 """Characters in a group of several: what is heavier goes on its own."""
 RECORDS: tuple[Collection, ...] = ("components", "events", "jobs", "cursors", "intents")
@@ -145,22 +147,46 @@ class Commits(ABC):
         found = await self._database.find_one(STORE, {"_id": LOG})
         return found or {"commit": 0, "seq": 0, "topics": {}}
 
+    async def _look(
+        self,
+        name: Collection,
+        where: Document,
+        fields: dict[str, int],
+        read: dict[Key, Document],
+        tx: MongoTransaction | None = None,
+    ) -> None:
+        for each in await self._database.find(collection(name), where, fields=fields, tx=tx):
+            read[name, each["_id"]] = each
+
+    async def _look_together(
+        self,
+        queries: Sequence[tuple[Collection, Document, dict[str, int]]],
+        read: dict[Key, Document],
+        tx: MongoTransaction,
+    ) -> None:
+        """Read of several collections in one call: as fields of the log, which is one document, so only where it is little."""
+        pipeline: list[Document] = [{"$match": {"_id": LOG}}, {"$project": {"_id": 1}}]
+        for name, where, fields in queries:
+            stages = [{"$match": where}, *([{"$project": fields}] if fields else [])]
+            pipeline.append({"$lookup": {"from": collection(name), "pipeline": stages, "as": name}})
+        [found] = await self._database.aggregate(STORE, pipeline, tx=tx)
+        for name, _, _ in queries:
+            for each in found[name]:
+                read[name, each["_id"]] = each
+
     async def planned(
         self, group: Sequence[Changes], seq: int, tx: MongoTransaction | None = None
     ) -> tuple[Plan, list[list[EventRecord] | Exception]]:
         """Plan a group on what is there; return for each its events, or why its conditions do not hold."""
         read: dict[Key, Document] = {}
-
-        async def look(name: Collection, where: Document, fields: dict[str, int]) -> None:
-            for each in await self._database.find(collection(name), where, fields=fields, tx=tx):
-                read[name, each["_id"]] = each
-
-        queries = needs(chain.from_iterable(group)).queries()
+        queries = list(needs(chain.from_iterable(group)).queries())
         if tx is None:
-            await together(look(*query) for query in queries)
+            await together(self._look(*query, read) for query in queries)
+        elif len(queries) > 1 and sum(len(where["_id"]["$in"]) for _, where, _ in queries if "_id" in where) <= _FEW:
+            await self._look_together(queries, read, tx)
         else:  # a session takes one call at a time
             for query in queries:
-                await look(*query)
+                await self._look(*query, read, tx)
         planned = Plan(read, seq)
         return planned, [_plan_one(changes, planned) for changes in group]
 
@@ -261,6 +287,9 @@ class TransactionCommits(Commits):
             log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
             assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
             await work()
+            told = await self._advance(group, log["seq"] - appended, tx)
+            if told is not None:
+                return with_log([told], log)
             planned, outcomes = await self.planned(group, log["seq"] - appended, tx)
             if all(isinstance(each, Exception) for each in outcomes):
                 raise _NothingHeldError(with_log(outcomes, log))
@@ -277,6 +306,25 @@ class TransactionCommits(Commits):
             return with_log(outcomes, log)
 
         return body
+
+    async def _advance(self, group: Sequence[Changes], seq: int, tx: MongoTransaction) -> list[EventRecord] | None:
+        """Commit what a batch of a job commits, without reading anything before; None: it is another commit, or cannot be."""
+        [changes, *others] = group
+        if others or not all(isinstance(each, AdvanceJob | AppendEvent) for each in changes):
+            return None
+        writes: list[Write] = []
+        for each in changes:
+            if isinstance(each, AdvanceJob):
+                held = {"_id": each.id, "state": "running", "owner": each.owner, "gone": None}
+                writes.append(Write("update", held, {"$set": advanced(each)}))
+        if writes and await self._database.write(collection("jobs"), writes, tx=tx) < len(writes):
+            return None  # to be told by planning, which reads why
+        planned, [events] = await self.planned([[each for each in changes if isinstance(each, AppendEvent)]], seq)
+        assert not isinstance(events, Exception)  # noqa: S101 - they have no conditions
+        if events:
+            puts = [_write(effect) for effect in planned.effects()]
+            await self._database.write(collection("events"), puts, tx=tx)
+        return events
 
     async def settle(self) -> None:
         """Do nothing: a transaction is visible when it is committed."""
