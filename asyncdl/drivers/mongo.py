@@ -84,6 +84,16 @@ async def finished(call: Awaitable[T]) -> T:
     return future.result()
 
 
+def in_thread(call: Callable[..., T], *args: Any, **options: Any) -> Awaitable[T]:
+    """Make calls of PyMongo's on one of motor's threads: what motor's own cursors do in several steps, in one."""
+    from motor.frameworks.asyncio import run_on_executor  # noqa: PLC0415 - the driver is imported when it is used
+
+    future: Awaitable[T] = run_on_executor(  # type: ignore[no-untyped-call]
+        asyncio.get_running_loop(), call, *args, **options
+    )
+    return future
+
+
 # the database
 
 
@@ -252,13 +262,13 @@ class MongoDatabase:
         """Return the documents that match, all of them unless there is a limit."""
         found = self._collection(collection)
 
-        def call() -> Awaitable[list[Document]]:
-            cursor = found.find(where, fields, limit=limit, batch_size=_BATCH, **_session(tx))
+        def call() -> list[Document]:
+            cursor = found.delegate.find(where, fields, limit=limit, batch_size=_BATCH, **thread_session(tx))
             if sort:
                 cursor = cursor.sort(list(sort)).allow_disk_use(True)
-            return cursor.to_list(None)  # type: ignore[no-any-return]
+            return cursor.to_list()  # type: ignore[no-any-return]
 
-        return await self._call(call, to_the_end=tx is not None)
+        return await self._call(lambda: in_thread(call), to_the_end=tx is not None)
 
     async def find_one(
         self,
@@ -301,7 +311,8 @@ class MongoDatabase:
         """Return the results of a pipeline."""
         found = self._collection(collection)
         return await self._call(
-            lambda: found.aggregate(list(pipeline), **_session(tx)).to_list(None), to_the_end=tx is not None
+            lambda: in_thread(lambda: found.delegate.aggregate(list(pipeline), **thread_session(tx)).to_list()),
+            to_the_end=tx is not None,
         )
 
     # writing
@@ -508,6 +519,11 @@ class MongoDatabase:
         finally:
             with suppress(Exception):
                 await finished(stream.close())
+
+
+def thread_session(tx: MongoTransaction | None) -> dict[str, Any]:
+    """Return the argument by which a call of PyMongo's, in a thread, is part of a transaction."""
+    return {} if tx is None else {"session": tx.session.delegate}
 
 
 def _session(tx: MongoTransaction | None) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
-from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction
+from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, in_thread, thread_session
 from asyncdl.drivers.mongo_errors import translated
 from asyncdl.errors import AsyncDLError, ClosedError, ConstraintError, DatatypeError, QueryError, StoreError
 
@@ -30,23 +31,29 @@ def new_id() -> Any:
     return ObjectId()
 
 
-@contextmanager
-def asked(what: str) -> Iterator[None]:
+class asked:  # noqa: N801 - a context manager, as `translated` is
     """Raise `QueryError` for a query that the server refuses, `DatatypeError` for a value that BSON has not."""
-    try:
-        yield
-    except StoreError as error:
-        cause = error.__cause__
-        code = getattr(cause, "code", None)
-        if isinstance(cause, (OverflowError, UnicodeEncodeError)) or type(cause).__name__ == "InvalidDocument":
-            raise DatatypeError(f"MongoDB cannot store a value in {what}: {_plainly(cause)}") from error
-        if isinstance(code, int) and code not in _DUPLICATES and (code in _NO_QUERY or _of_an_operator(code)):
-            raise QueryError(f"{error}, in {what}") from error
-        raise
-    except (TypeError, ValueError, AttributeError) as error:  # the driver's, for arguments of the wrong form
-        if isinstance(error, AsyncDLError):
-            raise
-        raise QueryError(f"{error}, in {what}") from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, StoreError):
+            cause = error.__cause__
+            code = getattr(cause, "code", None)
+            if isinstance(cause, (OverflowError, UnicodeEncodeError)) or type(cause).__name__ == "InvalidDocument":
+                raise DatatypeError(f"MongoDB cannot store a value in {self._what}: {_plainly(cause)}") from error
+            if isinstance(code, int) and code not in _DUPLICATES and (code in _NO_QUERY or _of_an_operator(code)):
+                raise QueryError(f"{error}, in {self._what}") from error
+        elif isinstance(error, (TypeError, ValueError, AttributeError)) and not isinstance(error, AsyncDLError):
+            raise QueryError(f"{error}, in {self._what}") from error  # the driver's, for arguments of the wrong form
 
 
 def _plainly(cause: BaseException | None) -> str:
@@ -95,9 +102,10 @@ class MongoDocuments:
     ) -> Document | None:
         """Return the first document that matches."""
         found = self.database.documents(name)
+        options |= thread_session(tx)
         with asked(f"find_one on {name!r}"):
             return await self.database.call(
-                lambda: found.find_one(where, fields, **_session(tx), **options), to_the_end=tx is not None
+                lambda: in_thread(found.delegate.find_one, where, fields, **options), to_the_end=tx is not None
             )
 
     async def find(
@@ -113,9 +121,11 @@ class MongoDocuments:
         found = self.database.documents(name)
         limit = options.get("limit") or 0
         options.setdefault("batch_size", limit + 1 if 0 < limit < 100_000 else 10_000)
+        options |= thread_session(tx)
         with asked(f"find on {name!r}"):
             return await self.database.call(
-                lambda: found.find(where, fields, **_session(tx), **options).to_list(None), to_the_end=tx is not None
+                lambda: in_thread(lambda: found.delegate.find(where, fields, **options).to_list()),
+                to_the_end=tx is not None,
             )
 
     async def aggregate(
@@ -128,10 +138,10 @@ class MongoDocuments:
     ) -> list[Document]:
         """Return what a pipeline gives."""
         found = self.database.documents(name)
-        options = {"batchSize": 10_000, "allowDiskUse": True, **options}
+        options = {"batchSize": 10_000, "allowDiskUse": True, **options, **thread_session(tx)}
         with asked(f"aggregate on {name!r}"):
             return await self.database.call(
-                lambda: found.aggregate(list(pipeline), **_session(tx), **options).to_list(None),
+                lambda: in_thread(lambda: found.delegate.aggregate(list(pipeline), **options).to_list()),
                 to_the_end=tx is not None,
             )
 

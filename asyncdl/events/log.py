@@ -10,7 +10,6 @@ from asyncdl.errors import ClosedError, EventsTrimmedError, InvalidIdentifierErr
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.types import Event
 from asyncdl.metadata.base import DeleteCursor, EventRecord, MetadataStore, MoveCursor
-from asyncdl.together import both
 
 SUBSCRIBER = "subscriber:"
 """What the cursors of named subscriptions begin with."""
@@ -86,15 +85,12 @@ class Subscription:
         """Read the next page; wait for a commit only when there is none."""
         seen = 0
         while True:
-            head = self._head
-            if self._position < head:
-                records = await self._read()
-            else:
+            if self._position >= self._head:
                 seen = await self._store.wait_for_commits(seen, "events")
-                # At once: so an event for us is here soonest. That there is none up to the head is known after another look.
-                records, self._head = await both(self._read(), self._store.last_event())
-                if not records:
-                    continue
+            head, records = self._head, await self._read()
+            if not records and self._position >= head:
+                self._head = await self._store.last_event()  # once it is read again, there is none for us up to here
+                continue
             if not records or records[0].seq != self._position + 1:
                 await check_kept(self._store, self._position)
             wanted = self._wanted.among(records)
