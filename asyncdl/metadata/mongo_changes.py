@@ -352,13 +352,9 @@ def _mine(on: Plan, job: str, owner: str) -> Document:
 
 @plan.register
 def _(change: base.AdvanceJob, on: Plan) -> None:
-    on.set("jobs", _mine(on, change.id, change.owner), **advanced(change))
-
-
-def advanced(change: base.AdvanceJob) -> Document:
-    """Return what a job's progress sets."""
+    found = _mine(on, change.id, change.owner)
     what = {"done": change.done, "total": change.total, "stage": change.stage}
-    return what if change.payload is None else {**what, "payload": change.payload}
+    on.set("jobs", found, **what if change.payload is None else {**what, "payload": change.payload})
 
 
 @plan.register

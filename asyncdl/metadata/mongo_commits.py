@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, finished
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import AsyncDLError, ConstraintError
-from asyncdl.metadata.base import AdvanceJob, AppendEvent, Change, EventRecord
-from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, advanced, needs, plan
+from asyncdl.metadata.base import AppendEvent, Change, EventRecord
+from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
 from asyncdl.metadata.wakeup import topics_of
 
 T = TypeVar("T")
@@ -30,8 +30,6 @@ LOG = "log"
 
 _TOGETHER = 64
 """Commits in one group."""
-_FEW = 64
-"""Documents that are read together with those of other collections."""
 _LIGHT = 1_000_000
 """Characters in a group of several: what is heavier goes on its own."""
 RECORDS: tuple[Collection, ...] = ("components", "events", "jobs", "cursors", "intents")
@@ -147,48 +145,24 @@ class Commits(ABC):
         found = await self._database.find_one(STORE, {"_id": LOG})
         return found or {"commit": 0, "seq": 0, "topics": {}}
 
-    async def _look(
-        self,
-        name: Collection,
-        where: Document,
-        fields: dict[str, int],
-        read: dict[Key, Document],
-        tx: MongoTransaction | None = None,
-    ) -> None:
-        for each in await self._database.find(collection(name), where, fields=fields, tx=tx):
-            read[name, each["_id"]] = each
+    async def read(self, group: Sequence[Changes]) -> dict[Key, Document]:
+        """Return what is to be known before a group is planned."""
+        read: dict[Key, Document] = {}
 
-    async def _look_together(
-        self,
-        queries: Sequence[tuple[Collection, Document, dict[str, int]]],
-        read: dict[Key, Document],
-        tx: MongoTransaction,
-    ) -> None:
-        """Read of several collections in one call: as fields of the log, which is one document, so only where it is little."""
-        pipeline: list[Document] = [{"$match": {"_id": LOG}}, {"$project": {"_id": 1}}]
-        for name, where, fields in queries:
-            stages = [{"$match": where}, *([{"$project": fields}] if fields else [])]
-            pipeline.append({"$lookup": {"from": collection(name), "pipeline": stages, "as": name}})
-        [found] = await self._database.aggregate(STORE, pipeline, tx=tx)
-        for name, _, _ in queries:
-            for each in found[name]:
+        async def look(name: Collection, where: Document, fields: dict[str, int]) -> None:
+            for each in await self._database.find(collection(name), where, fields=fields):
                 read[name, each["_id"]] = each
 
-    async def planned(
-        self, group: Sequence[Changes], seq: int, tx: MongoTransaction | None = None
-    ) -> tuple[Plan, list[list[EventRecord] | Exception]]:
-        """Plan a group on what is there; return for each its events, or why its conditions do not hold."""
-        read: dict[Key, Document] = {}
-        queries = list(needs(chain.from_iterable(group)).queries())
-        if tx is None:
-            await together(self._look(*query, read) for query in queries)
-        elif len(queries) > 1 and sum(len(where["_id"]["$in"]) for _, where, _ in queries if "_id" in where) <= _FEW:
-            await self._look_together(queries, read, tx)
-        else:  # a session takes one call at a time
-            for query in queries:
-                await self._look(*query, read, tx)
-        planned = Plan(read, seq)
-        return planned, [_plan_one(changes, planned) for changes in group]
+        await together(look(*query) for query in needs(chain.from_iterable(group)).queries())
+        return read
+
+
+def planned(
+    group: Sequence[Changes], read: Mapping[Key, Document], seq: int
+) -> tuple[Plan, list[list[EventRecord] | Exception]]:
+    """Plan a group on what was read; return for each its events, or why its conditions do not hold."""
+    found = Plan(read, seq)
+    return found, [_plan_one(changes, found) for changes in group]
 
 
 def _plan_one(changes: Changes, on: Plan) -> list[EventRecord] | Exception:
@@ -283,48 +257,32 @@ class TransactionCommits(Commits):
         appended = sum(isinstance(each, AppendEvent) for each in everything)
         counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(everything)}
 
+        queries = list(needs(everything).queries())
+
         async def body(tx: MongoTransaction, work: Callable[[], Awaitable[None]]) -> list[Outcome]:
-            log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
-            assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
+            log, found = await self._database.update_and_find(
+                *(STORE, {"_id": LOG}, {"$inc": counts}),
+                [(collection(name), where, fields) for name, where, fields in queries],
+                tx=tx,
+            )
+            read = {
+                (name, each["_id"]): each for (name, _, _), rows in zip(queries, found, strict=True) for each in rows
+            }
             await work()
-            told = await self._advance(group, log["seq"] - appended, tx)
-            if told is not None:
-                return with_log([told], log)
-            planned, outcomes = await self.planned(group, log["seq"] - appended, tx)
+            left, outcomes = planned(group, read, log["seq"] - appended)
             if all(isinstance(each, Exception) for each in outcomes):
                 raise _NothingHeldError(with_log(outcomes, log))
-            if planned.seq != log["seq"]:  # some were left out, and their events with them
-                log = {**log, "seq": planned.seq}
-                await self._database.write(
-                    STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": planned.seq}})], tx=tx
-                )
+            if left.seq != log["seq"]:  # some were left out, and their events with them
+                log = {**log, "seq": left.seq}
+                self._database.write_last(STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": left.seq}})], tx)
             writes: dict[str, list[Write]] = {}
-            for effect in planned.effects():
+            for effect in left.effects():
                 writes.setdefault(effect.collection, []).append(_write(effect))
             for name, those in writes.items():
-                await self._database.write(collection(name), those, tx=tx)
+                self._database.write_last(collection(name), those, tx)
             return with_log(outcomes, log)
 
         return body
-
-    async def _advance(self, group: Sequence[Changes], seq: int, tx: MongoTransaction) -> list[EventRecord] | None:
-        """Commit what a batch of a job commits, without reading anything before; None: it is another commit, or cannot be."""
-        [changes, *others] = group
-        if others or not all(isinstance(each, AdvanceJob | AppendEvent) for each in changes):
-            return None
-        writes: list[Write] = []
-        for each in changes:
-            if isinstance(each, AdvanceJob):
-                held = {"_id": each.id, "state": "running", "owner": each.owner, "gone": None}
-                writes.append(Write("update", held, {"$set": advanced(each)}))
-        if writes and await self._database.write(collection("jobs"), writes, tx=tx) < len(writes):
-            return None  # to be told by planning, which reads why
-        planned, [events] = await self.planned([[each for each in changes if isinstance(each, AppendEvent)]], seq)
-        assert not isinstance(events, Exception)  # noqa: S101 - they have no conditions
-        if events:
-            puts = [_write(effect) for effect in planned.effects()]
-            await self._database.write(collection("events"), puts, tx=tx)
-        return events
 
     async def settle(self) -> None:
         """Do nothing: a transaction is visible when it is committed."""
