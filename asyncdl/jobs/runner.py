@@ -100,6 +100,8 @@ class Runner:
         self._shut: set[str] = set()
         """The targets whose jobs could not be taken, as they are paused: they are claimed as others are."""
         self._group: asyncio.TaskGroup | None = None
+        self._waits = False
+        """Whether there was nothing to claim."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -123,11 +125,15 @@ class Runner:
                 now = self._now()  # one for both: what becomes due between two looks would be seen by neither
                 claimed = await self._claim(group, now)
                 if not claimed:
-                    seen = await self._wait(seen, await self._stores.metadata.next_due(now))
+                    due = await self._stores.metadata.next_due(now)
+                    self._waits = True
+                    seen = await self._wait(seen, due)
             except StoreError:
                 logger.exception("cannot claim jobs; trying again")
                 self._unsure = True
                 await asyncio.sleep(self._options.backoff)
+            finally:
+                self._waits = False
 
     async def _give_back_strays(self) -> None:
         """Give back what is ours by its record alone, instead of leaving it to the lease."""
@@ -239,8 +245,8 @@ class Runner:
         The others are left to be claimed by whichever process is first: so each gets its share.
         """
         now = self._now()
-        job = next((each for each in jobs if self._takes(each, now)), None)
-        if job is None or self._running or self._draining or self._group is None or self._claiming.locked():
+        job = max((each for each in jobs if self._takes(each, now)), key=lambda each: each.priority, default=None)
+        if job is None or not self._waits or self._running or self._draining or self._claiming.locked():
             yield ()
             return
         async with self._claiming:
