@@ -152,7 +152,7 @@ class Datalayer:
             )
         if not isinstance(query, QUERIES):
             raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
-        outputs = await self._registry.outputs_of(query)
+        outputs = await self._registry.outputs_of(query) if query.listeners() else {}
         if isinstance(query, MongoQuery):
             pages, gives = self.databackend.read(query, outputs), query.gives
             if gives == "row":

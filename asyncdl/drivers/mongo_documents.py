@@ -102,10 +102,10 @@ class MongoDocuments:
     ) -> Document | None:
         """Return the first document that matches."""
         found = self.database.documents(name)
-        options |= thread_session(tx)
+        options |= {"limit": -1, **thread_session(tx)}
         with asked(f"find_one on {name!r}"):
             return await self.database.call(
-                lambda: in_thread(found.delegate.find_one, where, fields, **options), to_the_end=tx is not None
+                lambda: in_thread(_first, found.delegate, where, fields, options), to_the_end=tx is not None
             )
 
     async def find(
@@ -313,6 +313,15 @@ class MongoDocuments:
         found = self.database.documents(name)
         result: Any = await self.database.call(lambda: found.delete_many(where, **_session(tx)), to_the_end=True)
         return int(result.deleted_count)
+
+
+def _first(found: Any, where: Mapping[str, Any], fields: Any, options: Mapping[str, Any]) -> Document | None:
+    """Return the first document: decoded here, since the driver decodes the whole answer twice where types have decoders."""
+    import bson  # noqa: PLC0415 - the driver is imported when it is used
+
+    batch = next(found.find_raw_batches(where, fields, **options), None)
+    documents: list[Document] = bson.decode_all(batch, found.codec_options) if batch else []
+    return documents[0] if documents else None
 
 
 def _decoded(rows: Sequence[Any], options: Any) -> list[tuple[Document, Any]]:

@@ -85,7 +85,11 @@ class MongoQuery(MongoWrites):
     def _then(self, name: str, *args: Any, **options: Any) -> MongoQuery:
         if self.gives != "rows":
             raise QueryError(f"{self!r} gives a value, of which {name}() cannot be asked")
-        return MongoQuery(self._collection, (*self._steps, Step(name, _copied(name, args), _copied(name, options))))
+        step = Step(name, _copied(name, args), _copied(name, options) if options else {})
+        query = object.__new__(MongoQuery)  # the collection's name has been checked
+        object.__setattr__(query, "_collection", self._collection)
+        object.__setattr__(query, "_steps", (*self._steps, step))
+        return query
 
     def find(self, filter: Any = None, projection: Any = None, **options: Any) -> MongoQuery:
         """Return the documents that match, with the fields of the projection."""
