@@ -73,17 +73,26 @@ async def idle(db: Any) -> None:
         await asyncio.sleep(0)
 
 
+async def insert_until_taken(db: Any, store: Watched, first: int) -> int:
+    """Insert row after row until a job is taken: the worker may just be looking for others. Return the next row's id."""
+    store.commits.clear()
+    while not any(map(taken_in, store.commits)):
+        await idle(db)
+        await (await insert(db, first)).wait(60)
+        first += 1
+    return first
+
+
 async def test_an_idle_worker_claims_a_job_in_the_commit_that_makes_it(store: Watched, tmp_path: Path) -> None:
     async with connected(store, tmp_path) as db:
         await insert(db, 1)
         await db.add(doubled(db), wait=True)
-        await idle(db)
-        store.commits.clear()
-        await (await insert(db, 2)).wait(60)
-        claims = [each for changes in store.commits for each in changes if isinstance(each, ClaimJob)]
-        assert [taken_in(changes) for changes in store.commits if taken_in(changes)] == [{claims[0].id}]
-        assert len(claims) == 1
-        assert await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled")) == [(1, 2), (2, 4)]
+        end = await insert_until_taken(db, store, 2)
+        [[taken]] = filter(None, map(taken_in, store.commits))
+        claims = [each.id for changes in store.commits for each in changes if isinstance(each, ClaimJob)]
+        assert claims.count(taken) == 1
+        found = await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled"))
+        assert found == [(n, 2 * n) for n in range(1, end)]
 
 
 async def test_a_worker_with_one_place_never_has_two_jobs(store: Watched, tmp_path: Path) -> None:
@@ -137,26 +146,27 @@ async def test_the_jobs_of_a_paused_listener_are_planned_and_put_aside(store: Wa
             "paused",
         }
         await db.resume("listener", "doubled")
-        await db.wait_idle(60)
-        await idle(db)
-        store.commits.clear()
-        await (await insert(db, 4)).wait(60)
-        assert any(map(taken_in, store.commits))  # as before it was paused
-        assert len(await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled"))) == 4
+        end = await insert_until_taken(db, store, 4)  # as before it was paused
+        assert len(await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled"))) == end - 1
 
 
 async def test_a_job_taken_as_the_datalayer_closes_goes_back_to_the_queue(store: Watched, tmp_path: Path) -> None:
     async with connected(store, tmp_path) as db:
         await insert(db, 1)
         await db.add(doubled(db), wait=True)
-        await idle(db)
-        store.taken = asyncio.Event()
-        await insert(db, 2)
-        await store.taken.wait()  # it is committed, and its answer never comes
+        store.taken, end = asyncio.Event(), 2
+        taken = asyncio.ensure_future(store.taken.wait())  # it is committed, and its answer never comes
+        while not taken.done():
+            await idle(db)
+            written = asyncio.ensure_future((await insert(db, end)).wait(60))
+            await asyncio.wait({taken, written}, return_when=asyncio.FIRST_COMPLETED)
+            written.cancel()
+            end += 1
         await db.aclose()
         store.taken = None
     [job] = await store.jobs(JobFilter(states=["pending", "running"]))
     assert (job.state, job.attempts, job.owner) == ("pending", 0, None)
     async with connected(store, tmp_path) as db:
         await db.wait_idle(60)
-        assert await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled")) == [(1, 2), (2, 4)]
+        found = await rows_of(db, db["numbers"].outputs("doubled").select("id", "doubled"))
+        assert found == [(n, 2 * n) for n in range(1, end)]
