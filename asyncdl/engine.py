@@ -91,7 +91,7 @@ class Engine:
         self.pauses = Pauses(metadata)
         working = replace(stores, retrain=self.installer.retrain)
         self.runner = Runner(working, options.runner, self._dropping, self.pauses)
-        self.completion = Completion(metadata)
+        self.completion = Completion(metadata, self.writer.settled)
         self.follow = Follow(metadata, self.completion, options.show)
         self.learning = Learning(stores, self.installer, self.follow)
         self.events = EventLog(metadata)

@@ -112,6 +112,10 @@ class Writer:
         """Commit a transaction together with the events about it."""
         return await self._stores.metadata.commit(*changes, joining=tx)
 
+    async def settled(self) -> bool:
+        """Return whether there is no write of which it is still to be found out what became of it."""
+        return all(alive for _, _, alive in await self._intents.read(_WRITING))
+
     async def recover(self) -> None:
         """Have looked at what processes that died in the middle of a write may have written."""
         for record, details, alive in await self._intents.read(_WRITING):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from asyncdl import codec
 from asyncdl.errors import ClosedError, StoreError
@@ -21,10 +21,17 @@ logger = logging.getLogger("asyncdl.jobs")
 
 
 class Completion:
-    """Watches the log and the jobs for those who wait for events' work to end."""
+    """Watches the log and the jobs for those who wait for events' work to end.
 
-    def __init__(self, metadata: MetadataStore) -> None:
+    Parameters
+    ----------
+    settled
+        Tells whether it is known of every write what became of it: its recovery is an event like any other.
+    """
+
+    def __init__(self, metadata: MetadataStore, settled: Callable[[], Awaitable[bool]]) -> None:
         self._metadata = metadata
+        self._settled = settled
         self._waiting: dict[asyncio.Future[None], tuple[int, int] | None] = {}
         self._asked = asyncio.Event()
         self._closed = False
@@ -47,14 +54,14 @@ class Completion:
 
     async def _look(self) -> None:
         asked = dict(self._waiting)  # who asks while we read is looked at next time
-        idle = _Ranges([])
-        if None in asked.values():
-            idle = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES, GOING_ON))
+        idle = None in asked.values() and await self._settled()  # first: a recovery after it has its event looked at
+        if idle:
+            idle = not await self._metadata.pending_causes(CURSOR, PLANNED_TYPES, GOING_ON)
         ranges = _Ranges([])
         if any(events is not None for events in asked.values()):
             ranges = _Ranges(await self._metadata.pending_causes(CURSOR, PLANNED_TYPES))
         for future, events in asked.items():
-            done = idle.empty if events is None else not ranges.overlap(*events)
+            done = idle if events is None else not ranges.overlap(*events)
             if done:
                 self._waiting.pop(future, None)
                 if not future.done():
@@ -117,10 +124,6 @@ class _Ranges:
             else:
                 self._first.append(first)
                 self._last.append(last)
-
-    @property
-    def empty(self) -> bool:
-        return not self._first
 
     def overlap(self, first: int, last: int) -> bool:
         at = bisect.bisect_right(self._first, last) - 1

@@ -24,7 +24,8 @@ from asyncdl import Datalayer, Listener, Model
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.errors import AsyncDLError
 from asyncdl.testing.faults import FAULTS, Fault, Faults, faulty
-from tests.proof.notes import notes_of, nothing_is_left_over, stores_of
+from tests.places import stores_of
+from tests.proof.notes import notes_of, nothing_is_left_over
 
 pytestmark = pytest.mark.anyio
 
@@ -125,8 +126,7 @@ async def trial(uris: dict[str, str], scenario: Scenario, at: int, fault: Any) -
             faults.heal()
             reached.cancel()
             await idle
-            if done:
-                await check(db, scenario, done=True)
+            await check(db, scenario, done=done)
     async with asyncdl.connect(**uris, **SETTINGS) as db:
         await check(db, scenario, done=done)
         await nothing_is_left_over(db)
