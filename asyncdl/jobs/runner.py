@@ -29,7 +29,7 @@ from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.pausing import Pauses
-from asyncdl.jobs.planner import BACKFILL, TRAIN
+from asyncdl.jobs.planner import BACKFILL, REFRESH, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
@@ -268,7 +268,13 @@ class Runner:
                 self._begin(job, claim, self._group)
 
     def _takes(self, job: JobRecord, now: float) -> bool:
-        return job.state == "pending" and job.not_before <= now and job.target not in self._shut and self._may_run(job)
+        """Return whether a job may be taken: one of few rows, that somebody waits for.
+
+        Backfills are claimed in the order in which they were planned, without a start of one over those that read its outputs:
+        these would be computed twice.
+        """
+        due = job.state == "pending" and job.not_before <= now
+        return due and job.kind == REFRESH and job.target not in self._shut
 
     def _may_run(self, job: JobRecord) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
