@@ -390,11 +390,13 @@ class MongoDatabase:
 
         return await self._call(lambda: in_thread(call), to_the_end=True)
 
-    async def write(self, collection: str, writes: Sequence[Write], *, local: bool = False) -> None:
+    async def write(
+        self, collection: str, writes: Sequence[Write], *, local: bool = False, tx: MongoTransaction | None = None
+    ) -> None:
         """Make writes, in order, up to the first that fails; ``local`` as of `insert`."""
         found = self._collection(collection, local=local)
         requests = [_request(each) for each in writes]
-        await self._call(lambda: found.bulk_write(requests, ordered=True), to_the_end=True)
+        await self._call(lambda: found.bulk_write(requests, ordered=True, **_session(tx)), to_the_end=True)
 
     def write_last(self, collection: str, writes: Sequence[Write], tx: MongoTransaction) -> None:
         """Have writes made at the end of a transaction, in one hop with its commit, which raises what they raise."""
