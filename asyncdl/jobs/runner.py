@@ -190,47 +190,47 @@ class Runner:
         return await self._claim_among(oldest, group, now, 1)
 
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
-        claimed = 0
-        aside: set[str] = set()
-        for job in jobs:
-            if job.id in self._running or claimed == free or job.target in aside or not self._may_run(job):
-                continue
+        claimed, rest = 0, list(jobs)
+        while True:
             async with self._claiming:
-                if len(self._running) >= self._options.concurrency:  # one was taken meanwhile
-                    break
-                if await self._claim_one(job, group, now):
-                    claimed += 1
-                    continue
-            # Another process was first, or its listener is paused.
-            closed = await self._pauses.closed([job.target])
-            if closed:
-                paused = [each for each in jobs if each.target == job.target and each.id not in self._running]
-                await self._pauses.put_aside(paused, closed[job.target], self.owner)
-                aside.add(job.target)
-        return claimed
+                room = self._options.concurrency - len(self._running)  # one may have been taken meanwhile
+                chosen = self._choose(rest, max(min(free - claimed, room), 0))
+                if not chosen:
+                    return claimed
+                mine = await self._claim_all(chosen, group, now)
+            claimed += len(mine)
+            # Of the others another process was first, or their listener is paused.
+            missed = {job.target for job in chosen if job.id not in mine}
+            closed = await self._pauses.closed(missed) if missed else {}
+            for target, stands in closed.items():
+                paused = [job for job in jobs if job.target == target and job.id not in self._running]
+                await self._pauses.put_aside(paused, stands, self.owner)
+            rest = [job for job in rest if job not in chosen and job.target not in closed]
 
-    async def _claim_one(self, job: JobRecord, group: asyncio.TaskGroup, now: float) -> bool:
-        claim = await self._claim_of(job, now)
-        try:
-            await self._stores.metadata.commit(claim)
-        except ConflictError:
-            return False
-        self._begin(job, claim, group)
-        return True
+    def _choose(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
+        """Return the first jobs that may run here beside each other, and beside those that do."""
+        chosen: list[JobRecord] = []
+        for job in jobs:
+            if len(chosen) == free:
+                break
+            if job.id not in self._running and self._may_run(job, chosen):
+                chosen.append(job)
+        return chosen
+
+    async def _claim_all(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float) -> set[str]:
+        claims = [await self._claim_of(job, now) for job in jobs]
+        begun = await self._stores.metadata.claim(*claims)
+        for job in jobs:
+            if job.id in begun:
+                self._begin(job, group, now, now + self._options.lease)
+        return begun
 
     async def _claim_of(self, job: JobRecord, now: float) -> ClaimJob:
         gate = await self._pauses.gate(job.target)
         return ClaimJob(job.id, self.owner, now, now + self._options.lease, job.attempts, gate)
 
-    def _begin(self, job: JobRecord, claim: ClaimJob, group: asyncio.TaskGroup) -> None:
-        mine = replace(
-            job,
-            state="running",
-            owner=self.owner,
-            lease=claim.lease,
-            attempts=job.attempts + 1,
-            started=claim.now,
-        )
+    def _begin(self, job: JobRecord, group: asyncio.TaskGroup, now: float, until: float) -> None:
+        mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
         self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
         self._parts[job.id] = _part(job)
         if job.kind == TRAIN:
@@ -265,7 +265,7 @@ class Runner:
             if self._group is None:
                 await self._give_back(job)
             else:
-                self._begin(job, claim, self._group)
+                self._begin(job, self._group, now, claim.lease)
 
     def _takes(self, job: JobRecord, now: float) -> bool:
         """Return whether a job may be taken: one of few rows, that somebody waits for.
@@ -276,12 +276,14 @@ class Runner:
         due = job.state == "pending" and job.not_before <= now
         return due and job.kind == REFRESH and job.target not in self._shut
 
-    def _may_run(self, job: JobRecord) -> bool:
+    def _may_run(self, job: JobRecord, chosen: Sequence[JobRecord]) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
-        if job.kind == TRAIN and len(self._trainings & self._running.keys()) >= max(1, self._options.concurrency // 2):
-            return False  # they take long, and others have work to do as well
+        if job.kind == TRAIN:
+            trainings = len(self._trainings & self._running.keys()) + sum(each.kind == TRAIN for each in chosen)
+            if trainings >= max(1, self._options.concurrency // 2):
+                return False  # they take long, and others have work to do as well
         part = _part(job)
-        return part is None or part not in self._parts.values()
+        return part is None or part not in {*self._parts.values(), *map(_part, chosen)}
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
