@@ -95,6 +95,31 @@ def from_plain(tree: Any) -> Any:
         raise DatatypeError(f"stored JSON has a {tree['$']} that cannot be decoded: {error}") from error
 
 
+def copied(value: Any) -> Any:
+    """Return what comes of a value that is stored and read again: a copy; raises `DatatypeError` where it cannot be stored."""
+    try:
+        return _copied(value)
+    except (_NotPlainError, RecursionError):
+        return from_plain(to_plain(value))
+
+
+class _NotPlainError(Exception):
+    """A value holds more than JSON's own types: it is to be encoded."""
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind in _UNCHANGED:
+        return value
+    if kind is dict and all(type(key) is str for key in value):
+        return {key: _copied(each) for key, each in value.items()}
+    if kind is list:
+        return [_copied(each) for each in value]
+    if kind is tuple:
+        return tuple([_copied(each) for each in value])
+    raise _NotPlainError
+
+
 def _encode(value: Any, path: str) -> Any:
     kind = type(value)
     if value is None or kind is bool or kind is str:
@@ -226,6 +251,7 @@ def _decode_datetime(text: str) -> datetime:
     return local if local.utcoffset() == value.utcoffset() else value
 
 
+_UNCHANGED = frozenset([bool, str, int, float, bytes])
 _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
     int: _encode_int,
     float: _encode_float,

@@ -33,7 +33,7 @@ from asyncdl.jobs.completion import set_up_range
 from asyncdl.jobs.handle import Added, Handle, Written
 from asyncdl.metadata.base import ComponentRecord, EventRecord
 from asyncdl.planning import AddPlan
-from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, table_in
+from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, first_row, table_in
 from asyncdl.transaction import Transaction, transaction
 
 logger = logging.getLogger("asyncdl")
@@ -152,12 +152,13 @@ class Datalayer:
             )
         if not isinstance(query, QUERIES):
             raise QueryError(f"execute takes a query, such as db['table'].filter(...), not {query!r}")
-        outputs = await self._registry.outputs_of(query)
+        outputs = await self._registry.outputs_of(query) if query.listeners() else {}
         if isinstance(query, MongoQuery):
-            documents = DocumentCursor(self.databackend.read(query, outputs))
-            if query.gives == "rows":
-                return documents
-            return await (documents.first() if query.gives == "row" else documents.value())
+            pages, gives = self.databackend.read(query, outputs), query.gives
+            if gives == "row":
+                return await first_row(pages)
+            documents = DocumentCursor(pages)
+            return documents if gives == "rows" else await documents.value()
         schema = await self.databackend.check(query, outputs)
         return Cursor(self.databackend.read(query, outputs), tuple(schema.columns))
 

@@ -101,7 +101,9 @@ class Engine:
         services = {"handlers": self._run_handlers, "completion": self.completion.run, "recovery": self._recover}
         if options.worker:
             services |= {
-                "scheduler": Scheduler(metadata, self.registry, max_attempts=options.max_attempts).run,
+                "scheduler": Scheduler(
+                    metadata, self.registry, max_attempts=options.max_attempts, taking=self.runner.taking
+                ).run,
                 "runner": self.runner.run,
                 "schedules": Ticking(metadata, self.registry).run,
                 "follower": Follower(stores, reconcile_every=options.reconcile_every).run,

@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ import aiofiles
 
 from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
 from asyncdl.errors import ArtifactCorruptError, ArtifactNotFoundError, ClosedError, StoreError, StoreUnavailableError
+from asyncdl.together import both
 
-S = TypeVar("S")
 T = TypeVar("T")
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -138,7 +138,7 @@ class FilesystemArtifactStore(ArtifactStore):
             chunk = await self._step(file.read(CHUNK))
             while chunk:
                 # Hashing one chunk and reading the next go on side by side.
-                following, _ = await self._step(_both(file.read(CHUNK), self._in_thread(digest.update, chunk)))
+                following, _ = await self._step(both(file.read(CHUNK), self._in_thread(digest.update, chunk)))
                 yield chunk
                 chunk = following
         finally:
@@ -248,7 +248,7 @@ class FilesystemArtifactStore(ArtifactStore):
             await self._step(self._write(temporary, digest, part))
 
     async def _write(self, temporary: Path, digest: hashlib._Hash, part: memoryview) -> None:
-        await _both(self._files[temporary].write(part), self._in_thread(digest.update, part))
+        await both(self._files[temporary].write(part), self._in_thread(digest.update, part))
 
     async def _publish(self, temporary: Path, sha256: str) -> str:
         file = self._files[temporary]
@@ -290,15 +290,6 @@ class _Mounted:
     async def __call__(self, sha256: str) -> bytes:
         store = FilesystemArtifactStore(self.folder)
         return await asyncio.to_thread(store._read, sha256)
-
-
-async def _both(first: Awaitable[T], second: Awaitable[S]) -> tuple[T, S]:
-    """Wait for both to end, also when one fails."""
-    results = await asyncio.gather(first, second, return_exceptions=True)
-    for each in results:
-        if isinstance(each, BaseException):
-            raise each
-    return results  # type: ignore[return-value]  # neither is an exception
 
 
 def _rename(temporary: Path, final: Path) -> None:

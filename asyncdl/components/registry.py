@@ -188,6 +188,11 @@ class Registry:
             self._loaded[record.uuid] = record.data, component
         return component
 
+    def held_by(self, uuid: str) -> list[str]:
+        """Return the uuids of what a component holds, as far as that was loaded: nothing is read, and it never changes."""
+        loaded = self._loaded.get(uuid)
+        return [] if loaded is None else [str(each.uuid) for each in loaded[1].children()]
+
     async def named(self, uuid: str) -> dict[str, Any]:
         """Return the type and identifier of an installed component, as events name them; empty: it was removed."""
         loaded = self._loaded.get(uuid)

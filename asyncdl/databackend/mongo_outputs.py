@@ -127,8 +127,8 @@ class MongoOutputs:
                     await self._documents.delete(name, old, tx)
         if not stored:
             return
-        if tx is None:
-            await self._documents.put_newer(name, stored, AS_OF)
+        if tx is None or len(stored) < _FEW:
+            await self._documents.put_newer(name, stored, AS_OF, tx)
             return
         there = await self._stamps([each[KEY] for each in stored], tx)
         new = [each for each in stored if _hashed(each[KEY]) not in there] if there else stored

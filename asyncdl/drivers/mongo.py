@@ -84,6 +84,16 @@ async def finished(call: Awaitable[T]) -> T:
     return future.result()
 
 
+def in_thread(call: Callable[..., T], *args: Any, **options: Any) -> Awaitable[T]:
+    """Make calls of PyMongo's on one of motor's threads: what motor's own cursors do in several steps, in one."""
+    from motor.frameworks.asyncio import run_on_executor  # noqa: PLC0415 - the driver is imported when it is used
+
+    future: Awaitable[T] = run_on_executor(  # type: ignore[no-untyped-call]
+        asyncio.get_running_loop(), call, *args, **options
+    )
+    return future
+
+
 # the database
 
 
@@ -92,6 +102,8 @@ class MongoTransaction:
 
     def __init__(self, session: Any) -> None:
         self.session = session
+        self.last: list[Callable[[], Any]] = []
+        """Calls of PyMongo's that are made right before the commit, on the same thread."""
 
 
 class MongoDatabase:
@@ -252,13 +264,13 @@ class MongoDatabase:
         """Return the documents that match, all of them unless there is a limit."""
         found = self._collection(collection)
 
-        def call() -> Awaitable[list[Document]]:
-            cursor = found.find(where, fields, limit=limit, batch_size=_BATCH, **_session(tx))
+        def call() -> list[Document]:
+            cursor = found.delegate.find(where, fields, limit=limit, batch_size=_BATCH, **thread_session(tx))
             if sort:
                 cursor = cursor.sort(list(sort)).allow_disk_use(True)
-            return cursor.to_list(None)  # type: ignore[no-any-return]
+            return cursor.to_list()  # type: ignore[no-any-return]
 
-        return await self._call(call, to_the_end=tx is not None)
+        return await self._call(lambda: in_thread(call), to_the_end=tx is not None)
 
     async def find_one(
         self,
@@ -301,7 +313,8 @@ class MongoDatabase:
         """Return the results of a pipeline."""
         found = self._collection(collection)
         return await self._call(
-            lambda: found.aggregate(list(pipeline), **_session(tx)).to_list(None), to_the_end=tx is not None
+            lambda: in_thread(lambda: found.delegate.aggregate(list(pipeline), **thread_session(tx)).to_list()),
+            to_the_end=tx is not None,
         )
 
     # writing
@@ -352,6 +365,31 @@ class MongoDatabase:
         result: Any = await self._call(lambda: found.delete_many(where), to_the_end=True)
         return int(result.deleted_count)
 
+    async def update_and_find(
+        self,
+        collection: str,
+        where: Mapping[str, Any],
+        change: Any,
+        queries: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+        *,
+        tx: MongoTransaction,
+    ) -> tuple[Document, list[list[Document]]]:
+        """Update a document of a transaction, or make it, and read others: collections, conditions and fields; in one hop.
+
+        Return it as it is afterwards, and what each query finds.
+        """
+        updated = self._collection(collection).delegate
+        read = [(self._collection(name).delegate, condition, fields) for name, condition, fields in queries]
+        options = {**thread_session(tx), "batch_size": _BATCH}
+
+        def call() -> tuple[Document, list[list[Document]]]:
+            document = updated.find_one_and_update(
+                where, change, upsert=True, return_document=True, **thread_session(tx)
+            )
+            return document, [found.find(condition, fields, **options).to_list() for found, condition, fields in read]
+
+        return await self._call(lambda: in_thread(call), to_the_end=True)
+
     async def write(
         self, collection: str, writes: Sequence[Write], *, local: bool = False, tx: MongoTransaction | None = None
     ) -> None:
@@ -359,6 +397,12 @@ class MongoDatabase:
         found = self._collection(collection, local=local)
         requests = [_request(each) for each in writes]
         await self._call(lambda: found.bulk_write(requests, ordered=True, **_session(tx)), to_the_end=True)
+
+    def write_last(self, collection: str, writes: Sequence[Write], tx: MongoTransaction) -> None:
+        """Have writes made at the end of a transaction, in one hop with its commit, which raises what they raise."""
+        found = self._collection(collection).delegate
+        requests = [_request(each) for each in writes]
+        tx.last.append(lambda: found.bulk_write(requests, ordered=True, **thread_session(tx)))
 
     async def create(self, collection: str, *indexes: Sort, unique: bool = False) -> None:
         """Create a collection and its indexes where they are missing."""
@@ -450,18 +494,24 @@ class MongoDatabase:
                 write_concern=WriteConcern("majority"),
                 read_preference=ReadPreference.PRIMARY,
             )
+            tx = MongoTransaction(session)
             try:
-                yield MongoTransaction(session)
+                yield tx
             except BaseException:
                 with suppress(Exception):  # the server ends what nobody commits
                     await finished(session.abort_transaction())
                 raise
-            await self._commit(session, time.monotonic() if begun is None else begun)
+            await self._commit(tx, time.monotonic() if begun is None else begun)
 
-    async def _commit(self, session: Any, begun: float) -> None:
+    async def _commit(self, tx: MongoTransaction, begun: float) -> None:
+        def call() -> None:
+            while tx.last:  # one that failed was in vain, and so is the transaction
+                tx.last.pop(0)()
+            tx.session.delegate.commit_transaction()
+
         while True:
             try:
-                return await self._call(session.commit_transaction, to_the_end=True)
+                return await self._call(lambda: in_thread(call), to_the_end=True)
             except StoreError as error:  # committing again is idempotent, and tells what became of it
                 if not labelled(error, "UnknownTransactionCommitResult") or time.monotonic() - begun > _OUTAGE:
                     raise
@@ -505,6 +555,11 @@ class MongoDatabase:
         finally:
             with suppress(Exception):
                 await finished(stream.close())
+
+
+def thread_session(tx: MongoTransaction | None) -> dict[str, Any]:
+    """Return the argument by which a call of PyMongo's, in a thread, is part of a transaction."""
+    return {} if tx is None else {"session": tx.session.delegate}
 
 
 def _session(tx: MongoTransaction | None) -> dict[str, Any]:

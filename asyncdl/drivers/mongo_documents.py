@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
 from typing import Any
 
-from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction
+from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, in_thread, thread_session
 from asyncdl.drivers.mongo_errors import translated
 from asyncdl.errors import AsyncDLError, ClosedError, ConstraintError, DatatypeError, QueryError, StoreError
 
@@ -30,23 +31,29 @@ def new_id() -> Any:
     return ObjectId()
 
 
-@contextmanager
-def asked(what: str) -> Iterator[None]:
+class asked:  # noqa: N801 - a context manager, as `translated` is
     """Raise `QueryError` for a query that the server refuses, `DatatypeError` for a value that BSON has not."""
-    try:
-        yield
-    except StoreError as error:
-        cause = error.__cause__
-        code = getattr(cause, "code", None)
-        if isinstance(cause, (OverflowError, UnicodeEncodeError)) or type(cause).__name__ == "InvalidDocument":
-            raise DatatypeError(f"MongoDB cannot store a value in {what}: {_plainly(cause)}") from error
-        if isinstance(code, int) and code not in _DUPLICATES and (code in _NO_QUERY or _of_an_operator(code)):
-            raise QueryError(f"{error}, in {what}") from error
-        raise
-    except (TypeError, ValueError, AttributeError) as error:  # the driver's, for arguments of the wrong form
-        if isinstance(error, AsyncDLError):
-            raise
-        raise QueryError(f"{error}, in {what}") from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, StoreError):
+            cause = error.__cause__
+            code = getattr(cause, "code", None)
+            if isinstance(cause, (OverflowError, UnicodeEncodeError)) or type(cause).__name__ == "InvalidDocument":
+                raise DatatypeError(f"MongoDB cannot store a value in {self._what}: {_plainly(cause)}") from error
+            if isinstance(code, int) and code not in _DUPLICATES and (code in _NO_QUERY or _of_an_operator(code)):
+                raise QueryError(f"{error}, in {self._what}") from error
+        elif isinstance(error, (TypeError, ValueError, AttributeError)) and not isinstance(error, AsyncDLError):
+            raise QueryError(f"{error}, in {self._what}") from error  # the driver's, for arguments of the wrong form
 
 
 def _plainly(cause: BaseException | None) -> str:
@@ -95,9 +102,10 @@ class MongoDocuments:
     ) -> Document | None:
         """Return the first document that matches."""
         found = self.database.documents(name)
+        options |= {"limit": -1, **thread_session(tx)}
         with asked(f"find_one on {name!r}"):
             return await self.database.call(
-                lambda: found.find_one(where, fields, **_session(tx), **options), to_the_end=tx is not None
+                lambda: in_thread(_first, found.delegate, where, fields, options), to_the_end=tx is not None
             )
 
     async def find(
@@ -113,9 +121,11 @@ class MongoDocuments:
         found = self.database.documents(name)
         limit = options.get("limit") or 0
         options.setdefault("batch_size", limit + 1 if 0 < limit < 100_000 else 10_000)
+        options |= thread_session(tx)
         with asked(f"find on {name!r}"):
             return await self.database.call(
-                lambda: found.find(where, fields, **_session(tx), **options).to_list(None), to_the_end=tx is not None
+                lambda: in_thread(lambda: found.delegate.find(where, fields, **options).to_list()),
+                to_the_end=tx is not None,
             )
 
     async def aggregate(
@@ -128,10 +138,10 @@ class MongoDocuments:
     ) -> list[Document]:
         """Return what a pipeline gives."""
         found = self.database.documents(name)
-        options = {"batchSize": 10_000, "allowDiskUse": True, **options}
+        options = {"batchSize": 10_000, "allowDiskUse": True, **options, **thread_session(tx)}
         with asked(f"aggregate on {name!r}"):
             return await self.database.call(
-                lambda: found.aggregate(list(pipeline), **_session(tx), **options).to_list(None),
+                lambda: in_thread(lambda: found.delegate.aggregate(list(pipeline), **options).to_list()),
                 to_the_end=tx is not None,
             )
 
@@ -236,8 +246,13 @@ class MongoDocuments:
                     lambda: found.bulk_write(requests, ordered=False, **_session(tx)), to_the_end=True
                 )
 
-    async def put_newer(self, name: str, documents: Sequence[Mapping[str, Any]], stamp: str) -> None:
-        """Insert documents, or replace those of their ids whose stamp is not larger: each at once, by itself."""
+    async def put_newer(
+        self, name: str, documents: Sequence[Mapping[str, Any]], stamp: str, tx: MongoTransaction | None
+    ) -> None:
+        """Insert documents, or replace those of their ids whose stamp is not larger: each at once, by itself.
+
+        In one call, which is right for few: the server takes several times as long for each as for an insert.
+        """
         import pymongo  # noqa: PLC0415 - the driver is imported when it is used
 
         found = self.database.documents(name)
@@ -250,7 +265,7 @@ class MongoDocuments:
             for each in documents
         ]
         with asked(f"outputs in {name!r}"):
-            await self.database.call(lambda: found.bulk_write(requests, ordered=False), to_the_end=True)
+            await self.database.call(lambda: found.bulk_write(requests, ordered=False, **_session(tx)), to_the_end=True)
 
     async def put_declared(self, name: str, document: Mapping[str, Any], tx: MongoTransaction | None) -> None:
         """Insert a document, or replace the one of its id."""
@@ -298,6 +313,15 @@ class MongoDocuments:
         found = self.database.documents(name)
         result: Any = await self.database.call(lambda: found.delete_many(where, **_session(tx)), to_the_end=True)
         return int(result.deleted_count)
+
+
+def _first(found: Any, where: Mapping[str, Any], fields: Any, options: Mapping[str, Any]) -> Document | None:
+    """Return the first document: decoded here, since the driver decodes the whole answer twice where types have decoders."""
+    import bson  # noqa: PLC0415 - the driver is imported when it is used
+
+    batch = next(found.find_raw_batches(where, fields, **options), None)
+    documents: list[Document] = bson.decode_all(batch, found.codec_options) if batch else []
+    return documents[0] if documents else None
 
 
 def _decoded(rows: Sequence[Any], options: Any) -> list[tuple[Document, Any]]:

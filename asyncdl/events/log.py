@@ -87,12 +87,10 @@ class Subscription:
         while True:
             if self._position >= self._head:
                 seen = await self._store.wait_for_commits(seen, "events")
-                self._head = await self._store.last_event()
-                if self._position >= self._head:
-                    continue
-            records = await self._store.events(
-                self._position, types=self._types, topics=self._wanted.topics, limit=self._limit, up_to=self._head
-            )
+            head, records = self._head, await self._read()
+            if not records and self._position >= head:
+                self._head = await self._store.last_event()  # once it is read again, there is none for us up to here
+                continue
             if not records or records[0].seq != self._position + 1:
                 await check_kept(self._store, self._position)
             wanted = self._wanted.among(records)
@@ -100,7 +98,13 @@ class Subscription:
                 self._page, self._next, self._limit = wanted, 0, _next_limit(records)
                 return
             # nothing up to here was for us
-            self._position = records[-1].seq if len(records) == self._limit else self._head
+            last = records[-1].seq if records else 0
+            self._position = last if len(records) == self._limit else max(head, last)
+
+    async def _read(self) -> Sequence[EventRecord]:
+        return await self._store.events(
+            self._position, types=self._types, topics=self._wanted.topics, limit=self._limit
+        )
 
     async def save(self) -> None:
         """Store a named subscription's position now."""

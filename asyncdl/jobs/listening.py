@@ -56,6 +56,7 @@ from asyncdl.metadata.base import (
     SetComponentState,
     SetComponentStatus,
 )
+from asyncdl.together import both
 
 
 class ListenerWork(Work):
@@ -132,10 +133,9 @@ class ListenerWork(Work):
             await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest(since)))
             await self._sweep(None)
         elif self._job.kind == REFRESH:
-            self._total = len(self._arguments["ids"])
-            await self._process(
-                self._reader.refresh([as_key(each) for each in self._arguments["ids"]], self._arguments["since"])
-            )
+            ids = [as_key(each) for each in self._arguments["ids"]]
+            self._total = len(ids)
+            await self._process(self._reader.refresh(ids, self._arguments["since"], self._as_of))
 
     async def _leaves_the_rest(self, since: int) -> bool:
         """Return whether rows without outputs can be left to the backfill: it reads them later than ``since``.
@@ -216,21 +216,28 @@ class ListenerWork(Work):
             self._total = max(counting.result(), self._done)
 
     async def _record_if_needed(self) -> ComponentRecord:
-        records = await self._stores.metadata.components(uuids=[self._job.target])
-        if not records:
+        return self._needed(await self._stores.metadata.components(uuids=[self._job.target]))
+
+    def _needed(self, records: Sequence[ComponentRecord]) -> ComponentRecord:
+        own = [each for each in records if each.uuid == self._job.target]
+        if not own:
             raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
-        if records[0].status == "retired":
+        if own[0].status == "retired":
             raise _RetiredError
-        return records[0]
+        return own[0]
 
     async def _load(self) -> None:
-        registry = self._stores.registry
-        self._record = await self._record_if_needed()
+        registry, metadata = self._stores.registry, self._stores.metadata
+        wanted = [self._job.target, *registry.held_by(self._job.target)]
+        records, self._as_of = await both(metadata.components(uuids=wanted), metadata.last_event())
+        self._record = self._needed(records)
         component = await registry.load(self._record)
         assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
         self._listener = component
         self._state = ListenerState.loads(self._record.state)
-        model = (await self._stores.metadata.components(uuids=[str(component.model.uuid)]))[0]
+        uuid = str(component.model.uuid)
+        found = [each for each in records if each.uuid == uuid] or await metadata.components(uuids=[uuid])
+        model = found[0]
         if model.status != "ready":
             raise ComponentNotReadyError(not_ready(model), failed=model.status == "failed")
         called = await registry.load(model)  # trained, and with the limits that it has by now

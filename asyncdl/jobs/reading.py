@@ -15,6 +15,7 @@ from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row, SplitsS
 from asyncdl.jobs.batching import BatchSize, ReadAhead
 from asyncdl.jobs.upstream import Upstream
 from asyncdl.metadata.base import MetadataStore
+from asyncdl.together import both
 
 _FETCH = 1000
 
@@ -174,25 +175,36 @@ class Reader:
         current = await self._databackend.current(output, roots, since)
         return (await self._databackend.current(output, roots, 0) if written else set(roots)) - current
 
-    async def refresh(self, ids: list[Key], since: int) -> AsyncIterator[Batch]:
-        """Yield the rows that come from these root rows, but for those whose outputs are of ``since`` or later."""
+    async def refresh(self, ids: list[Key], since: int, as_of: int) -> AsyncIterator[Batch]:
+        """Yield the rows that come from these root rows, but for those whose outputs are of ``since`` or later.
+
+        Parameters
+        ----------
+        as_of
+            The position in the log, as it was a moment ago.
+        """
         for at in range(0, len(ids), _FETCH):
             await self._ahead.may_read()
             chunk, begun = ids[at : at + _FETCH], time.perf_counter()
-            as_of = await self._metadata.last_event()
-            stale, output = chunk, self.written()
-            if output is not None:
-                current = await self._databackend.current(output, chunk, since)
+            if at:
+                as_of = await self._metadata.last_event()
+            rows, current = await both(self._fetch(chunk), self._current(chunk, since))
+            stale = chunk
+            if current:  # an attempt that died wrote them, or another job did: few, or hardly ever
                 stale = [each for each in chunk if each not in current]
-            rows: Sequence[Row] = []
-            if stale:
-                rows = await self._databackend.fetch(
-                    self._listener.select, self._outputs, self._listener.columns, stale
-                )
+                roots, wanted = self._roots, set(stale)
+                rows = [row for row in rows if (row[0] if roots == 1 else row[:roots]) in wanted]
             await self._upstream.check(as_of)
             # All of the chunk is told downstream, also what was up to date: its event may not have been.
             columns = list(zip(*rows, strict=True))
             yield Batch(as_of, columns, len(rows), chunk, stale, time.perf_counter() - begun)
+
+    async def _fetch(self, ids: Sequence[Key]) -> Sequence[Row]:
+        return await self._databackend.fetch(self._listener.select, self._outputs, self._listener.columns, ids)
+
+    async def _current(self, ids: Sequence[Key], since: int) -> set[Key]:
+        output = self.written()
+        return set() if output is None else await self._databackend.current(output, ids, since)
 
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:

@@ -9,7 +9,8 @@ import random
 import time
 import traceback
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.pausing import Pauses
-from asyncdl.jobs.planner import BACKFILL, TRAIN
+from asyncdl.jobs.planner import BACKFILL, REFRESH, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
@@ -96,6 +97,11 @@ class Runner:
         self._unsure = False
         """Whether a claim, or a job's end, may have been committed or not: its answer was lost."""
         self._trainings: set[str] = set()
+        self._shut: set[str] = set()
+        """The targets whose jobs could not be taken, as they are paused: they are claimed as others are."""
+        self._group: asyncio.TaskGroup | None = None
+        self._waits = False
+        """Whether there was nothing to claim."""
         self._room = asyncio.Event()
         self._draining = False
         self._drained = asyncio.Event()
@@ -104,19 +110,30 @@ class Runner:
         """Claim and run jobs until cancelled; then jobs under way go back to the queue, without costing an attempt."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_leases(), name="asyncdl: leases")
-            seen = 0
-            while True:
-                self._room.clear()
-                try:
-                    await self._give_back_strays()
-                    now = self._now()  # one for both: what becomes due between two looks would be seen by neither
-                    claimed = await self._claim(group, now)
-                    if not claimed:
-                        seen = await self._wait(seen, await self._stores.metadata.next_due(now))
-                except StoreError:
-                    logger.exception("cannot claim jobs; trying again")
-                    self._unsure = True
-                    await asyncio.sleep(self._options.backoff)
+            self._group = group
+            try:
+                await self._claim_always(group)
+            finally:
+                self._group = None
+
+    async def _claim_always(self, group: asyncio.TaskGroup) -> None:
+        seen = 0
+        while True:
+            self._room.clear()
+            try:
+                await self._give_back_strays()
+                now = self._now()  # one for both: what becomes due between two looks would be seen by neither
+                claimed = await self._claim(group, now)
+                if not claimed:
+                    due = await self._stores.metadata.next_due(now)
+                    self._waits = True
+                    seen = await self._wait(seen, due)
+            except StoreError:
+                logger.exception("cannot claim jobs; trying again")
+                self._unsure = True
+                await asyncio.sleep(self._options.backoff)
+            finally:
+                self._waits = False
 
     async def _give_back_strays(self) -> None:
         """Give back what is ours by its record alone, instead of leaving it to the lease."""
@@ -174,8 +191,12 @@ class Runner:
 
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
         claimed, rest = 0, list(jobs)
-        while chosen := self._choose(rest, free - claimed):
+        while True:
             async with self._claiming:
+                room = self._options.concurrency - len(self._running)  # one may have been taken meanwhile
+                chosen = self._choose(rest, max(min(free - claimed, room), 0))
+                if not chosen:
+                    return claimed
                 mine = await self._claim_all(chosen, group, now)
             claimed += len(mine)
             # Of the others another process was first, or their listener is paused.
@@ -185,7 +206,6 @@ class Runner:
                 paused = [job for job in jobs if job.target == target and job.id not in self._running]
                 await self._pauses.put_aside(paused, stands, self.owner)
             rest = [job for job in rest if job not in chosen and job.target not in closed]
-        return claimed
 
     def _choose(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
         """Return the first jobs that may run here beside each other, and beside those that do."""
@@ -198,15 +218,16 @@ class Runner:
         return chosen
 
     async def _claim_all(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float) -> set[str]:
-        until = now + self._options.lease
-        claims = [
-            ClaimJob(job.id, self.owner, now, until, job.attempts, await self._pauses.gate(job.target)) for job in jobs
-        ]
+        claims = [await self._claim_of(job, now) for job in jobs]
         begun = await self._stores.metadata.claim(*claims)
         for job in jobs:
             if job.id in begun:
-                self._begin(job, group, now, until)
+                self._begin(job, group, now, now + self._options.lease)
         return begun
+
+    async def _claim_of(self, job: JobRecord, now: float) -> ClaimJob:
+        gate = await self._pauses.gate(job.target)
+        return ClaimJob(job.id, self.owner, now, now + self._options.lease, job.attempts, gate)
 
     def _begin(self, job: JobRecord, group: asyncio.TaskGroup, now: float, until: float) -> None:
         mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
@@ -214,7 +235,46 @@ class Runner:
         self._parts[job.id] = _part(job)
         if job.kind == TRAIN:
             self._trainings.add(job.id)
+        self._shut.discard(job.target)
         self._claims += 1
+
+    @asynccontextmanager
+    async def taking(self, jobs: Sequence[JobRecord]) -> AsyncIterator[Sequence[Change]]:
+        """Give what claims one of the jobs that a commit in this block makes, if this process is idle; it begins after it.
+
+        The others are left to be claimed by whichever process is first: so each gets its share.
+        """
+        now = self._now()
+        job = max((each for each in jobs if self._takes(each, now)), key=lambda each: each.priority, default=None)
+        if job is None or not self._waits or self._running or self._draining or self._claiming.locked():
+            yield ()
+            return
+        async with self._claiming:
+            claim = await self._claim_of(job, now)
+            try:
+                yield [claim]
+            except ConflictError:
+                self._shut |= set(await self._pauses.closed([job.target]))
+                raise
+            except StoreError:
+                self._unsure = True
+                raise
+            except asyncio.CancelledError:  # it may have been committed
+                await asyncio.shield(self._give_back(job))
+                raise
+            if self._group is None:
+                await self._give_back(job)
+            else:
+                self._begin(job, self._group, now, claim.lease)
+
+    def _takes(self, job: JobRecord, now: float) -> bool:
+        """Return whether a job may be taken: one of few rows, that somebody waits for.
+
+        Backfills are claimed in the order in which they were planned, without a start of one over those that read its outputs:
+        these would be computed twice.
+        """
+        due = job.state == "pending" and job.not_before <= now
+        return due and job.kind == REFRESH and job.target not in self._shut
 
     def _may_run(self, job: JobRecord, chosen: Sequence[JobRecord]) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""

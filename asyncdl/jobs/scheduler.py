@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import msgspec
 
@@ -72,17 +73,33 @@ was seen here."""
 _READ = sorted({*PLANNED_TYPES, *_COMPONENTS, _END})
 
 
+Taking = Callable[[Sequence[JobRecord]], AbstractAsyncContextManager[Sequence[Change]]]
+
+
+def _nobody(jobs: Sequence[JobRecord]) -> AbstractAsyncContextManager[Sequence[Change]]:
+    return nullcontext(())
+
+
 class Scheduler:
     """Moves one cursor on the log, which all processes share.
 
     Jobs and the cursor's move are one commit: of several schedulers one wins each page, and the others read on. Of a job that
     writes batch after batch, from which nothing follows, the cursor's moves are few: nobody can wait for them before it ends.
+
+    Parameters
+    ----------
+    taking
+        Given new jobs, a block in which they are committed, and what is to be committed with them: a worker of this process
+        that has nothing to do claims one at once, and begins with it after the block.
     """
 
-    def __init__(self, metadata: MetadataStore, registry: Registry, *, max_attempts: int) -> None:
+    def __init__(
+        self, metadata: MetadataStore, registry: Registry, *, max_attempts: int, taking: Taking = _nobody
+    ) -> None:
         self._metadata = metadata
         self._registry = registry
         self._max_attempts = max_attempts
+        self._taking = taking
         self._installation = Installation()
         self._needs = Needs()
         self._known = -1
@@ -152,8 +169,10 @@ class Scheduler:
 
     async def _move(self, to: int, changes: Sequence[Change], causes: tuple[int, int]) -> None:
         self._behind = False
+        made = [each.record for each in changes if isinstance(each, PutJob)]
         try:
-            await self._metadata.commit(*changes, MoveCursor(CURSOR, to, expected=self._stored))
+            async with self._taking(made) as claims:
+                await self._metadata.commit(*changes, *claims, MoveCursor(CURSOR, to, expected=self._stored))
         except ConflictError:
             logger.debug("another process has scheduled the events after %d, or moved a held-back job", self._stored)
             self._position = None

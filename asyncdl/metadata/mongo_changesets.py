@@ -47,6 +47,7 @@ from asyncdl.metadata.mongo_commits import (
     Commits,
     Outcome,
     collection,
+    planned,
     succeeded,
     together,
     with_log,
@@ -253,15 +254,15 @@ class _Attempt:
 
     async def _prepare(self, before: Document, begun: float) -> _Accepted | None:
         """Plan the change set; return what came of the group if there is nothing to commit in it."""
-        planned, outcomes = await self._commits.planned(self._group, before["seq"])
+        plan, outcomes = planned(self._group, await self._commits.read(self._group), before["seq"])
         if all(isinstance(each, Exception) for each in outcomes):
             # None holds; unless what was read was half of one state and half of another.
             now = await self._commits.settled()
             return _Accepted(with_log(outcomes, now), {}) if now["commit"] == before["commit"] else None
         number = before["commit"] + 1
         topics = before["topics"] | dict.fromkeys(topics_of(succeeded(self._group, outcomes)), number)
-        log = {"commit": number, "seq": planned.seq, "topics": topics}
-        effects, parts = await self._laid_out(planned.effects(), number)
+        log = {"commit": number, "seq": plan.seq, "topics": topics}
+        effects, parts = await self._laid_out(plan.effects(), number)
         if not _too_late(begun):
             change_set = {"_id": number, "effects": effects, "parts": parts, "log": log}
             self._tried = _Accepted(with_log(outcomes, log), change_set)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -145,24 +145,24 @@ class Commits(ABC):
         found = await self._database.find_one(STORE, {"_id": LOG})
         return found or {"commit": 0, "seq": 0, "topics": {}}
 
-    async def planned(
-        self, group: Sequence[Changes], seq: int, tx: MongoTransaction | None = None
-    ) -> tuple[Plan, list[list[EventRecord] | Exception]]:
-        """Plan a group on what is there; return for each its events, or why its conditions do not hold."""
+    async def read(self, group: Sequence[Changes]) -> dict[Key, Document]:
+        """Return what is to be known before a group is planned."""
         read: dict[Key, Document] = {}
 
         async def look(name: Collection, where: Document, fields: dict[str, int]) -> None:
-            for each in await self._database.find(collection(name), where, fields=fields, tx=tx):
+            for each in await self._database.find(collection(name), where, fields=fields):
                 read[name, each["_id"]] = each
 
-        queries = needs(chain.from_iterable(group)).queries()
-        if tx is None:
-            await together(look(*query) for query in queries)
-        else:  # a session takes one call at a time
-            for query in queries:
-                await look(*query)
-        planned = Plan(read, seq)
-        return planned, [_plan_one(changes, planned) for changes in group]
+        await together(look(*query) for query in needs(chain.from_iterable(group)).queries())
+        return read
+
+
+def planned(
+    group: Sequence[Changes], read: Mapping[Key, Document], seq: int
+) -> tuple[Plan, list[list[EventRecord] | Exception]]:
+    """Plan a group on what was read; return for each its events, or why its conditions do not hold."""
+    found = Plan(read, seq)
+    return found, [_plan_one(changes, found) for changes in group]
 
 
 def _plan_one(changes: Changes, on: Plan) -> list[EventRecord] | Exception:
@@ -257,23 +257,29 @@ class TransactionCommits(Commits):
         appended = sum(isinstance(each, AppendEvent) for each in everything)
         counts = {"commit": 1, "seq": appended} | {f"topics.{topic}": 1 for topic in topics_of(everything)}
 
+        queries = list(needs(everything).queries())
+
         async def body(tx: MongoTransaction, work: Callable[[], Awaitable[None]]) -> list[Outcome]:
-            log = await self._database.find_and_update(STORE, {"_id": LOG}, {"$inc": counts}, upsert=True, tx=tx)
-            assert log is not None, "it is made where it is missing"  # noqa: S101 - tells mypy
+            log, found = await self._database.update_and_find(
+                *(STORE, {"_id": LOG}, {"$inc": counts}),
+                [(collection(name), where, fields) for name, where, fields in queries],
+                tx=tx,
+            )
+            read = {
+                (name, each["_id"]): each for (name, _, _), rows in zip(queries, found, strict=True) for each in rows
+            }
             await work()
-            planned, outcomes = await self.planned(group, log["seq"] - appended, tx)
+            left, outcomes = planned(group, read, log["seq"] - appended)
             if all(isinstance(each, Exception) for each in outcomes):
                 raise _NothingHeldError(with_log(outcomes, log))
-            if planned.seq != log["seq"]:  # some were left out, and their events with them
-                log = {**log, "seq": planned.seq}
-                await self._database.write(
-                    STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": planned.seq}})], tx=tx
-                )
+            if left.seq != log["seq"]:  # some were left out, and their events with them
+                log = {**log, "seq": left.seq}
+                self._database.write_last(STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": left.seq}})], tx)
             writes: dict[str, list[Write]] = {}
-            for effect in planned.effects():
+            for effect in left.effects():
                 writes.setdefault(effect.collection, []).append(_write(effect))
             for name, those in writes.items():
-                await self._database.write(collection(name), those, tx=tx)
+                self._database.write_last(collection(name), those, tx)
             return with_log(outcomes, log)
 
         return body

@@ -5,7 +5,7 @@ from asyncdl.query.languages import QUERIES, WRITES, AnyQuery, AnyWrite, dump_qu
 from asyncdl.query.mongo import MongoQuery
 from asyncdl.query.mongo_writes import MongoWrite
 from asyncdl.query.recorder import Query, table
-from asyncdl.query.results import Cursor, DocumentCursor
+from asyncdl.query.results import Cursor, DocumentCursor, first_row
 from asyncdl.query.writes import Write
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Query",
     "Write",
     "dump_query",
+    "first_row",
     "fn",
     "load_query",
     "output_roots",

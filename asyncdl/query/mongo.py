@@ -85,8 +85,11 @@ class MongoQuery(MongoWrites):
     def _then(self, name: str, *args: Any, **options: Any) -> MongoQuery:
         if self.gives != "rows":
             raise QueryError(f"{self!r} gives a value, of which {name}() cannot be asked")
-        args, options = _copied(name, args), _copied(name, options)
-        return MongoQuery(self._collection, (*self._steps, Step(name, tuple(args), dict(options))))
+        step = Step(name, _copied(name, args), _copied(name, options) if options else {})
+        query = object.__new__(MongoQuery)  # the collection's name has been checked
+        object.__setattr__(query, "_collection", self._collection)
+        object.__setattr__(query, "_steps", (*self._steps, step))
+        return query
 
     def find(self, filter: Any = None, projection: Any = None, **options: Any) -> MongoQuery:
         """Return the documents that match, with the fields of the projection."""
@@ -256,7 +259,7 @@ def _shown(step: Step) -> str:
 
 def _copied(name: str, value: Any) -> Any:
     try:
-        return codec.from_plain(codec.to_plain(value))
+        return codec.copied(value)
     except AsyncDLError as error:
         raise QueryError(f"{name}() cannot be recorded: {error}") from error
 

@@ -82,8 +82,9 @@ def build(collection: str, steps: Sequence[Step], catalog: Catalog) -> Built:
 
 def _gathered(steps: Sequence[Step], at: int) -> tuple[_Find, int]:
     """Return the find that begins at a step, and where it ends."""
-    found = _Find()
-    if steps[at].name in {"find", "find_one"}:
+    if steps[at].name not in {"find", "find_one"}:
+        found = _Find()
+    else:
         where, fields = (*steps[at].args, None)[:2]
         found = _Find(where, fields, options=dict(steps[at].options))
         sort = found.options.pop("sort", None)  # type: ignore[attr-defined]

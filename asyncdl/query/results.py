@@ -229,6 +229,15 @@ def _table_of(documents: Sequence[Any]) -> tuple[list[str], list[tuple[Any, ...]
     return columns, [tuple(each.get(name) for name in columns) for each in documents]
 
 
+async def first_row(pages: AsyncIterator[Page]) -> Any:
+    """Return the first row of the first page, as it is, or None, and let go of the pages: of a query that gives one."""
+    try:
+        _, rows = await anext(pages)
+    finally:
+        await _close(pages)
+    return rows[0] if rows else None
+
+
 async def _close(pages: AsyncIterator[Page]) -> None:
     close = getattr(pages, "aclose", None)
     if close is not None:

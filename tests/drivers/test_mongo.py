@@ -284,6 +284,27 @@ async def test_a_transaction_is_all_or_nothing_and_its_own_error_comes_through(d
     assert await database.find("c", {}) == []
 
 
+async def test_last_writes_are_part_of_their_transaction(database: MongoDatabase) -> None:
+    """They are made in the hop of the commit, which raises what they raise, undoes everything then, and makes them once."""
+    await database.create("numbers", [("n", 1)], unique=True)
+    await database.insert("numbers", [{"_id": 1, "n": 1}])
+
+    async def body(tx: MongoTransaction, *, n: int) -> Any:
+        found = await database.update_and_find(
+            "numbers", {"_id": 0}, {"$inc": {"tries": 1}}, [("numbers", {"n": 1}, {"_id": 1})], tx=tx
+        )
+        database.write_last("others", [Write("replace", {"_id": 2}, {"n": n})], tx)
+        database.write_last("numbers", [Write("replace", {"_id": 2}, {"n": n})], tx)
+        return found
+
+    with pytest.raises(DuplicateKeyError):
+        await database.transact(lambda tx: body(tx, n=1))
+    assert await database.find("numbers", {}) == [{"_id": 1, "n": 1}]
+    assert await database.find("others", {}) == []
+    assert await database.transact(lambda tx: body(tx, n=2)) == ({"_id": 0, "tries": 1}, [[{"_id": 1}]])
+    assert await database.find("others", {}) == [{"_id": 2, "n": 2}]
+
+
 async def test_transactions_that_meet_are_made_again(database: MongoDatabase) -> None:
     async def increment(tx: MongoTransaction) -> None:
         found = await database.find_one("c", {"_id": 1}, tx=tx)
