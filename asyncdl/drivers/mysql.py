@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mysql_statements import CHANGES, LOCK, MAKE_CHANGES, MySQLTransaction, quoted, run_script
 from asyncdl.drivers.mysql_values import DEADLOCKS, code_of, filled, literal, read_url, translate
 from asyncdl.drivers.sql import MARK, Outcome, Row, SQLDatabase, Statement
@@ -80,6 +81,7 @@ class MySQLDatabase(SQLDatabase):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._address = read_url(url)
+        self._uri = url
         self.url = self._address.shown
         self.place = self._address.place
         if importlib.util.find_spec("asyncmy") is None:
@@ -116,6 +118,10 @@ class MySQLDatabase(SQLDatabase):
         if sql.startswith("CREATE TABLE"):
             return Statement(f"{sql} ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE {self.collation}")
         return Statement(sql if self.mariadb else sql.replace(" IF NOT EXISTS", "", 1))
+
+    def elsewhere(self) -> Elsewhere[MySQLDatabase]:
+        """Return what connects to it in another process, with the password."""
+        return Elsewhere(MySQLDatabase, self._uri)
 
     async def open(self) -> None:
         """Connect."""

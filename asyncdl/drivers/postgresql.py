@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.postgresql_statements import PostgreSQLTransaction, numbered
 from asyncdl.drivers.postgresql_urls import read_url
 from asyncdl.drivers.postgresql_values import prepare, translate
@@ -92,6 +93,10 @@ class PostgreSQLDatabase(SQLDatabase):
     def dialect(self) -> Dialect:
         """SQLAlchemy's dialect, for compiling."""
         return self._opened().dialect
+
+    def elsewhere(self) -> Elsewhere[PostgreSQLDatabase]:
+        """Return what connects to it in another process, with the password."""
+        return Elsewhere(PostgreSQLDatabase, self._dsn)
 
     async def open(self) -> None:
         """Connect."""

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.errors import AsyncDLError, ConflictError, StoreError
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ class SQLDatabase(ABC):
     def paramstyle(self) -> str:
         """The driver's DB-API parameter style."""
         return str(self.dialect.paramstyle)
+
+    def elsewhere(self) -> Elsewhere[SQLDatabase] | None:
+        """Return what connects to it in another process, with the password, None where it is this process's or machine's own."""
+        return None
 
     @abstractmethod
     async def open(self) -> None:
