@@ -26,6 +26,7 @@ from asyncdl.compute.coroutines import is_ours
 from asyncdl.compute.dask_cluster import OwnCluster
 from asyncdl.compute.dask_connection import Connection, DroppedError, LostError
 from asyncdl.compute.dask_crew import Needs, needs_of
+from asyncdl.compute.dask_sites import SITE_REPLIES, site_error
 from asyncdl.compute.dask_worker import DROPPED, LACKING, LOST, Parcel
 from asyncdl.compute.futures import Loads, TaskFuture
 from asyncdl.compute.replies import NO_OUTPUTS, OUTPUTS
@@ -210,7 +211,9 @@ class Batches:
         parcel = packed.parcel(self._session, task.call)
         name = parcel.call.uuid
         try:
-            pickled, body = await self._in_thread(_both_pickled, parcel, task.inputs)
+            pickled, body = await self._in_thread(
+                _both_pickled, parcel, task.inputs if task.errand is None else task.errand
+            )
         except Exception as error:
             raise ModelError(f"model {task.call.uuid}: its inputs cannot be sent to a worker: {error}") from error
         worker, trouble = None, ""
@@ -231,7 +234,7 @@ class Batches:
                     raise
                 worker, trouble = None, "the worker went while the model was brought to it"
         raise WorkerLostError(
-            f"a batch of {len(task.inputs)} for model {task.call.uuid} was submitted {_TRIES} times, the last time: {trouble}"
+            f"a batch of {task.size} for model {task.call.uuid} was submitted {_TRIES} times, the last time: {trouble}"
         )
 
     async def _submitted(
@@ -395,6 +398,8 @@ def _outputs(kind: str, value: Any, name: str, task: ModelTask) -> list[Any]:
     if kind == OUTPUTS:
         outputs: list[Any] = value
         return outputs
+    if kind in SITE_REPLIES:
+        raise site_error(kind, value)
     message = str(value).replace(name, task.call.uuid)
     if kind == NO_OUTPUTS:
         raise ModelOutputError(message)
