@@ -78,7 +78,9 @@ async def measure(uri: str, folder: Path, workers: int, args: argparse.Namespace
 async def main(args: argparse.Namespace) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     print(f"{args.rows} rows of {1000 * args.latency:g} ms on {os.cpu_count()} cores\n")
-    print("| databackend | workers | seconds | rows/s | efficiency | client, ms of processor a row |\n|---|---|---|---|---|---|")
+    print(
+        "| databackend | workers | seconds | rows/s | efficiency | client, ms of processor a row |\n|---|---|---|---|---|---|"
+    )
     for wanted in args.databases:
         first = None
         for workers in args.workers:

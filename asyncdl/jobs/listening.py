@@ -58,7 +58,7 @@ from asyncdl.metadata.base import (
     SetComponentStatus,
 )
 
-_TARGET = 0.4
+_TARGET = 0.8
 """Seconds of the model's that a worker's own batches aim at: there may be many workers, and each batch is some work here."""
 _SAY = 0.25
 """Seconds between two commits of progress, where that is not one with outputs."""

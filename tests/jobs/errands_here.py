@@ -46,8 +46,12 @@ class ErrandsHere(LocalComputeBackend):
             return super().submit(task)
         running = asyncio.create_task(self._run(task, pickle.loads(cloudpickle.dumps(task.errand))))
         self._tasks.add(running)
-        running.add_done_callback(self._tasks.discard)
+        running.add_done_callback(self._done)
         return TaskFuture(asyncio.create_task(self._shielded(running)))
+
+    def _done(self, running: asyncio.Task[Any]) -> None:
+        self._tasks.discard(running)
+        running.exception()  # whether anybody waits for it or not
 
     @staticmethod
     async def _shielded(running: asyncio.Task[Any]) -> list[Any]:

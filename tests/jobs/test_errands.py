@@ -169,9 +169,16 @@ async def test_a_listener_that_is_removed_in_the_middle(stores, compute):
         await listening(db, select)
         await removed.wait()
         await compute.settled()
-        while await db.metadata.intents():  # a table that was made once more is dropped once more
-            await asyncio.sleep(0.05)
+        await settled(db)  # a table that was made once more is dropped once more
         assert await physical_tables(db, tables[0].name) == []
+
+
+async def settled(db: asyncdl.Datalayer) -> None:
+    """Wait until no table is left to be dropped."""
+    async with asyncio.timeout(30):
+        since = 0
+        while any("dropping" in each.payload for each in await db.metadata.intents()):
+            since = await db.metadata.wait_for_commits(since)
 
 
 async def physical_tables(db: asyncdl.Datalayer, name: str) -> list[str]:
@@ -250,13 +257,12 @@ async def test_another_database_is_not_taken_for_the_right_one(stores, compute):
 
 
 async def test_embedded_databackends_are_the_clients(tmp_path, compute):
-    for uri in (
+    apart = {"artifact_store": f"filesystem://{tmp_path / 'a'}", "metadata_store": f"sqlite:///{tmp_path / 'meta.db'}"}
+    kinds = [
         f"sqlite:///{tmp_path / 'app.db'}",
         f"duckdb:///{tmp_path / 'app.duckdb'}",
         f"frames://{tmp_path / 'frames'}",
-    ):
-        async with asyncdl.connect(uri, artifact_store=f"filesystem://{tmp_path / 'a'}", compute=ErrandsHere()) as db:
+    ]
+    for uri in kinds:
+        async with asyncdl.connect(uri, **apart, compute=compute) as db:
             assert Errands(db.metadata, db.databackend, compute).site(ModelCall("model")) is None
-            t, select = await filled(db)
-            await (await listening(db, select)).wait()
-            assert await outputs_of(db, t, "doubled") == {n: 2 * n for n in range(ROWS)}
