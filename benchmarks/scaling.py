@@ -2,9 +2,9 @@
 
 python benchmarks/scaling.py [postgresql|mongodb|URI ...] [--rows 6400] [--latency 0.01] [--workers 1,2,4,8]
 
-Each worker is a process of one thread; the model sleeps for each row, as one that waits for a service does, so that two cores can
-carry eight workers. Efficiency is t1 / (n * tn). Timed is `add(..., wait=True)` on a filled table, on workers that have worked for
-this datalayer before: they have connected, and imported what they need. Outputs are read back and checked.
+Each worker is a process of one thread; the model sleeps for each row, as one that waits for a service does, so that two cores
+can carry eight workers. Efficiency is t1 / (n * tn). Timed is `add(..., wait=True)` on a filled table, on workers that have
+worked for this datalayer before: they have connected, and imported what they need. Outputs are read back and checked.
 """
 
 from __future__ import annotations

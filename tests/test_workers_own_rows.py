@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import pickle
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,8 +189,7 @@ PASSWORD = "a-secret-that-nobody-sees"
 async def test_passwords_show_nowhere(dask, tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     dask.start_worker()
-    (tmp_path / "server").mkdir()
-    with embedded(tmp_path / "server", PASSWORD) as url:
+    with tempfile.TemporaryDirectory(prefix="asyncdl-pg-") as folder, embedded(Path(folder), PASSWORD) as url:
         uri = url.replace("postgres@", f"postgres:{PASSWORD}@")
         artifacts = f"filesystem://{tmp_path / 'artifacts'}"
         async with asyncdl.connect(uri, artifact_store=artifacts, compute=dask.url) as db:

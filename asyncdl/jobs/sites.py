@@ -104,7 +104,6 @@ class Errands:
         self._metadata = metadata
         self._databackend = databackend
         self._compute = compute
-        self._reason = ""
         self._again = 0.0
 
     def site(self, call: ModelCall) -> DataSite | None:
@@ -123,12 +122,11 @@ class Errands:
         return time.monotonic() >= self._again
 
     def give_up(self, reason: str) -> None:
-        """Have everything go through the client, for some minutes."""
-        self._again = time.monotonic() + _AGAIN
-        if reason != self._reason:
-            self._reason = reason
+        """Have everything go through the client, for some minutes; it is told once, not for each batch under way."""
+        if self.possible:
             logger.warning(
                 "workers cannot read and write %s themselves, so rows go through this process: %s",
                 self._databackend.url,
                 reason,
             )
+        self._again = time.monotonic() + _AGAIN
