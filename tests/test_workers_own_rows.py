@@ -78,6 +78,7 @@ async def fill(db: asyncdl.Datalayer, count: int = ROWS) -> Any:
         await db.execute(t.insert_many([{"_id": n, "x": n} for n in range(count)]))
     else:
         await db.execute(t.insert([{"id": n, "x": n} for n in range(count)]))
+    await db.wait_idle(60)  # else another job has outputs for these rows, too
     return t
 
 

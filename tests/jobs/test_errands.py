@@ -32,7 +32,7 @@ STORES = ["postgresql", "postgresql, records apart", "mongodb_replica_set", "mon
 @contextmanager
 def uris_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[dict[str, Any]]:
     kind, _, apart = str(request.param).partition(", ")
-    uris: dict[str, Any] = {"artifact_store": f"filesystem://{folder / 'artifacts'}", "job_lease": 2.0}
+    uris: dict[str, Any] = {"artifact_store": f"filesystem://{folder / 'artifacts'}"}
     if apart:
         uris["metadata_store"] = f"sqlite:///{folder / 'meta.db'}"
     server = request.getfixturevalue(kind)
@@ -61,13 +61,16 @@ def on_mongodb(db: asyncdl.Datalayer) -> bool:
 
 
 async def filled(db: asyncdl.Datalayer, count: int = ROWS) -> tuple[Any, Any]:
-    """Return a table with rows, and the query for all of them."""
+    """Return a table with rows that nobody has to be told of any more, and the query for all of them."""
     t = db["numbers"]
     if on_mongodb(db):
+        select = t.find({})
         await db.execute(t.insert_many([{"_id": n, "x": n} for n in range(count)]))
-        return t, t.find({})
-    await db.execute(t.insert([{"id": n, "x": n} for n in range(count)]))
-    return t, t
+    else:
+        select = t
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(count)]))
+    await db.wait_idle(60)
+    return t, select
 
 
 async def outputs_of(db: asyncdl.Datalayer, t: Any, name: str) -> dict[Any, Any]:
@@ -155,7 +158,7 @@ async def test_a_job_that_is_cancelled_in_the_middle(stores, compute):
 
 
 async def test_a_listener_that_is_removed_in_the_middle(stores, compute):
-    async with asyncdl.connect(**stores, compute=compute) as db:
+    async with asyncdl.connect(**stores, compute=compute, job_lease=5.0) as db:
         _, select = await filled(db)
         removed = asyncio.Event()
         tables: list[Any] = []
