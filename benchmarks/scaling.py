@@ -1,6 +1,6 @@
 """A backfill whose workers read and write rows by themselves, with 1, 2, 4 and 8 workers on Dask.
 
-python benchmarks/scaling.py [postgresql|mongodb|URI ...] [--rows 6400] [--latency 0.01] [--workers 1,2,4,8]
+python benchmarks/scaling.py [postgresql|mongodb|URI ...] [--rows 4800] [--latency 0.02] [--workers 1,2,4,8]
 
 Each worker is a process of one thread; the model sleeps for each row, as one that waits for a service does, so that two cores
 can carry eight workers. Efficiency is t1 / (n * tn). Timed is `add(..., wait=True)` on a filled table, on workers that have
@@ -97,7 +97,7 @@ async def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("databases", nargs="*", default=["postgresql", "mongodb"])
-    parser.add_argument("--rows", type=int, default=6400)
-    parser.add_argument("--latency", type=float, default=0.01)
+    parser.add_argument("--rows", type=int, default=4800)
+    parser.add_argument("--latency", type=float, default=0.02)
     parser.add_argument("--workers", type=lambda text: [int(each) for each in text.split(",")], default=[1, 2, 4, 8])
     asyncio.run(main(parser.parse_args()))
