@@ -19,7 +19,7 @@ from asyncdl.components.declaration import asks
 from asyncdl.components.registry import ListenerState, Registry
 from asyncdl.databackend.base import Outputs, OutputTable, Row, TableSchema
 from asyncdl.datalayer import Datalayer
-from asyncdl.errors import ConfigurationError
+from asyncdl.errors import ConfigurationError, ConflictError, DuplicateKeyError
 from asyncdl.events.types import ComponentAdded, ReconcileRequested
 from asyncdl.intents import Intents
 from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
@@ -179,7 +179,10 @@ class _Copier:
                     async with target.transaction() as tx:
                         await target.put_rows(name, rows, tx)
 
-                await target.retrying(put)
+                try:
+                    await target.retrying(put)
+                except DuplicateKeyError:  # another copy has put them there meanwhile: they are replaced
+                    await target.retrying(put)
                 count += len(rows)
         return count
 
@@ -244,6 +247,13 @@ class _Copier:
 
     async def components(self, records: Sequence[ComponentRecord], release: Sequence[Change]) -> None:
         """Install the records, those that are held first, in one commit; then have outputs compared with rows."""
+        try:
+            await self._install(records, release)
+        except ConflictError:  # another copy has installed some of them meanwhile
+            await self._check_records(records)
+            await self._install(records, release)
+
+    async def _install(self, records: Sequence[ComponentRecord], release: Sequence[Change]) -> None:
         metadata = self._target.metadata
         there = {each.uuid for each in await metadata.components()}
         changes: list[Change] = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import aclosing
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -97,6 +99,24 @@ async def outputs_of(db: Any) -> list[Any]:
 
 
 # between MongoDB databases
+
+
+@pytest.mark.parametrize("kind", ["replica set", "standalone"])
+async def test_several_copies_at_once_are_one(places: Places, kind: str) -> None:
+    uri = places.uri(kind)
+    async with places.connect(places.uri("standalone")) as source:
+        await fill(source, 200)
+
+        async def one() -> None:
+            async with places.connect(uri) as target, aclosing(copy(source, target)) as copied:
+                async for _ in copied:
+                    pass
+
+        await asyncio.gather(*(one() for _ in range(3)))
+        async with places.connect(uri) as target:
+            await target.wait_idle(timeout=60)
+            assert await outputs_of(target) == await outputs_of(source)
+            assert await target.show() == await source.show()
 
 
 @pytest.mark.parametrize(("one", "two"), [("replica set", "standalone"), ("standalone", "replica set")])

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import pymongo
 import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Listener, Model, OutputsWritten
 from tests import models
+from tests.places import METADATA, PLACES
 
 pytestmark = pytest.mark.anyio
 
 
-def _sqlite(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    yield f"sqlite:///{folder / 'app.db'}"
-
-
-def _postgresql(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    yield request.getfixturevalue("postgresql").url(folder)
-
-
-def _mysql(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    yield request.getfixturevalue("mysql").url(folder)
-
-
-def _duckdb(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    yield f"duckdb:///{folder / 'app.duckdb'}"
-
-
-def _frames(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    yield f"frames://{folder / 'frames'}"
-
-
-def _mongodb(fixture: str) -> Callable[[pytest.FixtureRequest, Path], Iterator[str]]:
-    def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-        server, name = request.getfixturevalue(fixture), f"test_{uuid4().hex[:20]}"
-        yield server + name
-        with pymongo.MongoClient[Any](server) as client:
-            client.drop_database(name)
-
-    return place
-
-
-PLACES: dict[str, Callable[[pytest.FixtureRequest, Path], Iterator[str]]] = {
-    "sqlite": _sqlite,
-    "postgresql": _postgresql,
-    "mysql": _mysql,
-    "duckdb": _duckdb,
-    "frames": _frames,
-    "replica set": _mongodb("mongodb_replica_set"),
-    "standalone": _mongodb("mongodb_standalone"),
-}
-"""What makes a place of its own for each test, by name."""
-
 DATA = ["sqlite", "postgresql", "mysql", "duckdb", "frames", "replica set", "standalone"]
-METADATA = ["sqlite", "postgresql", "mysql", "replica set", "standalone"]
 SINGLE = {"duckdb", "frames"}
 """Databackends whose files belong to one datalayer at a time."""
 
@@ -71,12 +28,11 @@ def uris(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, s
     data, metadata = request.param
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        made = {"databackend": enter(contextlib.contextmanager(PLACES[data])(request, tmp_path))}
+        made = {"databackend": enter(PLACES[data](request, tmp_path))}
         if metadata != data:
-            made["metadata_store"] = enter(contextlib.contextmanager(PLACES[metadata])(request, tmp_path / "metadata"))
+            made["metadata_store"] = enter(PLACES[metadata](request, tmp_path / "metadata"))
         if "mongodb:" not in "".join(made.values()):
             made["artifact_store"] = f"filesystem://{tmp_path / 'artifacts'}"
-        (tmp_path / "metadata").mkdir(exist_ok=True)
         yield made
 
 

@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from asyncdl.drivers.arrow_rows import Pages, rows_of
 from asyncdl.drivers.duckdb_values import execute, run, translate
-from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
+from asyncdl.drivers.single_writer import SingleWriterDatabase, SingleWriterTransaction
+from asyncdl.drivers.sql import Outcome, Row, Statement
 from asyncdl.errors import ClosedError, ConfigurationError, StoreTimeoutError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -45,48 +46,14 @@ class _Turn:
         self.lock = threading.Lock()
 
 
-class DuckDBTransaction(SQLTransaction):
-    """A transaction on the writing connection; an error in it rolls it back at once."""
+class DuckDBTransaction(SingleWriterTransaction):
+    """A transaction on the writing connection."""
+
+    database: DuckDBDatabase
 
     def __init__(self, database: DuckDBDatabase) -> None:
         super().__init__(database)
-        self._database = database
         self._begun = False
-        self._finished = False
-        self.settled = True
-        """Whether the connection's thread is known to be out of this transaction: not so after a cancelled hop."""
-
-    def defer(self, *statements: Statement) -> None:
-        """Queue statements to run before the next `run` or `commit`."""
-        self._check()
-        super().defer(*statements)
-
-    async def run(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, and return the outcomes of these."""
-        return await self._hop(statements, commit=False)
-
-    async def commit(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, then commit; return the outcomes of these."""
-        return await self._hop(statements, commit=True)
-
-    def _check(self) -> None:
-        if self._finished:
-            raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
-
-    async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
-        self._check()
-        deferred, self._deferred = self._deferred, []
-        self._finished, self.settled = commit, False
-        try:
-            outcomes = await self._database.call_writer(lambda raw: self._run_all(raw, deferred, statements, commit))
-        except Exception:
-            self._finished = self.settled = True  # `_run_all` has rolled back
-            raise
-        except asyncio.CancelledError:
-            self._finished = True
-            raise
-        self.settled = commit
-        return outcomes
 
     def _run_all(
         self,
@@ -95,16 +62,15 @@ class DuckDBTransaction(SQLTransaction):
         statements: Sequence[Statement],
         commit: bool,
     ) -> list[Outcome]:
-        """Run statements on the connection's own thread, beginning and ending the transaction as needed."""
         try:
             if not self._begun:
-                self._database.begin(raw)
+                self.database.begin(raw)
                 self._begun = True
             for statement in deferred:
-                self._database.run_statement(raw, statement).check(statement)
-            outcomes = [self._database.run_statement(raw, each).check(each) for each in statements]
+                self.database.run_statement(raw, statement).check(statement)
+            outcomes = [self.database.run_statement(raw, each).check(each) for each in statements]
             if commit:
-                self._database.commit(raw)
+                self.database.commit(raw)
                 self._begun = False
         except BaseException:
             self._roll_back(raw)
@@ -114,20 +80,7 @@ class DuckDBTransaction(SQLTransaction):
     def _roll_back(self, raw: duckdb.DuckDBPyConnection) -> None:
         if self._begun:
             self._begun = False
-            self._database.rollback(raw)
-
-    @property
-    def pending(self) -> bool:
-        """Whether deferred statements wait for a commit."""
-        return bool(self._deferred) and not self._finished
-
-    async def end(self, *, commit: bool) -> None:
-        """Commit or roll back what is still open."""
-        if commit and not self._finished:
-            await self.commit()
-        elif not self.settled:
-            await self._database.call_writer(self._roll_back)
-        self._finished = self.settled = True
+            self.database.rollback(raw)
 
 
 class _Work:
@@ -157,7 +110,7 @@ class _Work:
                 self._cursor.interrupt()
 
 
-class DuckDBDatabase(SQLDatabase):
+class DuckDBDatabase(SingleWriterDatabase):
     """One DuckDB database.
 
     Parameters
@@ -173,9 +126,6 @@ class DuckDBDatabase(SQLDatabase):
         self.path = None if path is None else Path(path)
         self.url = f"duckdb://{'' if path is None else path}"
         self.config = dict(config or {})
-        self._openers = 0
-        self._opening = asyncio.Lock()
-        self._turn = asyncio.Lock()
         self._among_others = _Turn()
         self._raw: duckdb.DuckDBPyConnection | None = None
         self._file: tuple[int, int] | None = None
@@ -184,7 +134,6 @@ class DuckDBDatabase(SQLDatabase):
         self._cursors: list[duckdb.DuckDBPyConnection] = []
         self._streams = asyncio.Semaphore(_STREAMS)
         self._at_work: set[_Work] = set()
-        self._ending: set[asyncio.Task[None]] = set()
 
     @property
     def dialect(self) -> Dialect:
@@ -193,18 +142,15 @@ class DuckDBDatabase(SQLDatabase):
 
     # opening and closing
 
-    async def open(self) -> None:
+    async def _connect(self) -> None:
         """Connect, and create the file when missing."""
-        async with self._opening:
-            if self._openers == 0:
-                self._writer = ThreadPoolExecutor(1, thread_name_prefix="asyncdl-duckdb-writer")
-                self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="asyncdl-duckdb-reader")
-                try:
-                    await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, self.connect))
-                except BaseException:
-                    await self._dispose()
-                    raise
-            self._openers += 1
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="asyncdl-duckdb-writer")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="asyncdl-duckdb-reader")
+        try:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, self.connect))
+        except BaseException:
+            await self._dispose()
+            raise
 
     def connect(self) -> None:
         """Connect, on the writing thread."""
@@ -240,19 +186,8 @@ class DuckDBDatabase(SQLDatabase):
         if found != self._file:
             raise StoreUnavailableError(f"{self.url}: another file has taken its place while it was open")
 
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed; what reads is interrupted."""
-        async with self._opening:
-            if self._openers == 0:
-                return
-            if self._openers > 1:
-                self._openers -= 1
-                return
-            async with self._turn:
-                self._openers = 0
-                await self._dispose()
-
     async def _dispose(self) -> None:
+        """Close everything; what reads is interrupted."""
         writer, readers = self._writer, self._readers
         self._writer = self._readers = None
         while self._at_work:  # more than once: DuckDB forgets an interrupt that comes just before a statement begins
@@ -318,19 +253,8 @@ class DuckDBDatabase(SQLDatabase):
         with suppress(duckdb.TransactionException):  # a failed commit has ended the transaction already
             raw.execute("ROLLBACK")
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[DuckDBTransaction]:
-        """Wait for the turn to write, and begin; committed at the end of the block, rolled back by an exception."""
-        self._opened()
-        await self._take_turn()
-        tx = DuckDBTransaction(self)
-        try:
-            yield tx
-        except BaseException:
-            await self._end(tx, commit=False)
-            raise
-        else:
-            await self._end(tx, commit=True)
+    def _begin(self) -> DuckDBTransaction:
+        return DuckDBTransaction(self)
 
     async def _take_turn(self) -> None:
         await self._turn.acquire()
@@ -349,23 +273,6 @@ class DuckDBDatabase(SQLDatabase):
     def _pass_turn(self) -> None:
         self._among_others.lock.release()
         self._turn.release()
-
-    async def _end(self, tx: DuckDBTransaction, *, commit: bool) -> None:
-        """End a transaction and pass the turn on; a cancelled caller does not cancel it half-way."""
-        if tx.settled and not (commit and tx.pending):
-            self._pass_turn()
-            return
-
-        async def end() -> None:
-            try:
-                await tx.end(commit=commit)
-            finally:
-                self._pass_turn()
-
-        task = asyncio.create_task(end(), name="asyncdl: end of a transaction")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
 
     # reading
 

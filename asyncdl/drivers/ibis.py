@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from asyncdl.drivers.arrow_rows import Pages
+from asyncdl.drivers.counted import Counted
 from asyncdl.drivers.ibis_changes import Changes, ReplacingChanges, RewritingChanges, StatementChanges
 from asyncdl.drivers.sql import Row
 from asyncdl.errors import (
@@ -111,7 +112,7 @@ class IbisTransaction:
     """The turn to write: what is done in it is done at once, and stays."""
 
 
-class IbisDatabase:
+class IbisDatabase(Counted):
     """One database, by a URI that `ibis.connect` understands.
 
     Parameters
@@ -123,6 +124,7 @@ class IbisDatabase:
     """
 
     def __init__(self, uri: str, extra: str = "") -> None:
+        super().__init__()
         self.uri = uri
         self.url = redact(uri)
         self.backend = uri.partition("://")[0].lower()
@@ -134,28 +136,15 @@ class IbisDatabase:
         self._idle: list[_Owner] = []
         self._streams = asyncio.Semaphore(_STREAMS)
         self._turn = asyncio.Lock()
-        self._openers = 0
-        self._opening = asyncio.Lock()
 
     # opening and closing
 
-    async def open(self) -> None:
-        """Connect; opening twice is counted, and closed by as many `aclose`.
+    async def _connect(self) -> None:
+        owner = _Owner(self._made)
+        await owner.open()
+        self._owner = owner
 
-        Raises
-        ------
-        MissingDependencyError
-            What ibis needs for this database is not installed.
-        ConfigurationError, StoreUnavailableError
-        """
-        async with self._opening:
-            if self._openers == 0:
-                owner = _Owner(self._connect)
-                await owner.open()
-                self._owner = owner
-            self._openers += 1
-
-    def _connect(self) -> Any:
+    def _made(self) -> Any:
         import ibis  # noqa: PLC0415 - heavy: loaded when a database is opened
 
         try:
@@ -169,19 +158,15 @@ class IbisDatabase:
         except Exception as error:  # each of ibis' backends has exceptions of its own
             raise StoreUnavailableError(f"{self.url}: {redact(str(error))}") from error
 
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed."""
-        async with self._opening:
-            if self._openers > 1:
-                self._openers -= 1
-                return
-            async with self._turn:
-                self._openers = 0
-                owner, self._owner = self._owner, None
-                idle, self._idle = self._idle, []
-                for each in (owner, *idle):
-                    if each is not None:
-                        await each.aclose()
+    def _quiet(self) -> AbstractAsyncContextManager[object]:
+        return self._turn
+
+    async def _dispose(self) -> None:
+        owner, self._owner = self._owner, None
+        idle, self._idle = self._idle, []
+        for each in (owner, *idle):
+            if each is not None:
+                await each.aclose()
 
     def _opened(self) -> _Owner:
         if self._owner is None:
@@ -255,7 +240,7 @@ class IbisDatabase:
             return self._opened()
         if self._idle:
             return self._idle.pop()
-        owner = _Owner(self._connect)
+        owner = _Owner(self._made)
         await owner.open()
         return owner
 

@@ -19,7 +19,7 @@ import hashlib
 import importlib.util
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mysql_statements import CHANGES, LOCK, MAKE_CHANGES, MySQLTransaction, quoted, run_script
 from asyncdl.drivers.mysql_values import DEADLOCKS, code_of, filled, literal, read_url, translate
-from asyncdl.drivers.sql import MARK, Outcome, Row, SQLDatabase, Statement
+from asyncdl.drivers.pooled import CLOSE_TIMEOUT, CONNECT_TIMEOUT, WAIT, PooledDatabase, translated
+from asyncdl.drivers.sql import MARK, Outcome, Row, Statement
 from asyncdl.errors import (
     ClosedError,
     ConflictError,
@@ -41,25 +42,19 @@ if TYPE_CHECKING:
     from sqlalchemy import Executable
     from sqlalchemy.engine import Dialect
 
-_WRITERS = 8
-_FETCHERS = 6
-_STREAMS = 8
-_CONNECT_TIMEOUT = 10.0
-_CLOSE_TIMEOUT = 1.0
-_WAIT = 30
 _POLL = 0.05
 _ATTEMPTS = 5
 _COMMITS = "_asyncdl_commits"
 _SETTINGS = {
     "sql_mode": "STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO",
     "time_zone": "+00:00",
-    "innodb_lock_wait_timeout": f"{_WAIT}",  # nothing hangs
-    "lock_wait_timeout": f"{_WAIT}",
+    "innodb_lock_wait_timeout": f"{WAIT}",  # nothing hangs
+    "lock_wait_timeout": f"{WAIT}",
     "group_concat_max_len": f"{2**24}",
 }
 
 
-class MySQLDatabase(SQLDatabase):
+class MySQLDatabase(PooledDatabase):
     """One MySQL or MariaDB database.
 
     Parameters
@@ -86,12 +81,8 @@ class MySQLDatabase(SQLDatabase):
         self.place = self._address.place
         if importlib.util.find_spec("asyncmy") is None:
             raise MissingDependencyError(f"{self.url} needs asyncmy: pip install 'asyncdl[mysql]'")
-        self._openers = 0
-        self._opening = asyncio.Lock()
         self._is_open = False
         self._idle: deque[Any] = deque()
-        self._lent: set[Any] = set()
-        self._ending: set[asyncio.Task[Any]] = set()
         self._dialect: Dialect | None = None
         self.mariadb = True
         self.collation = "utf8mb4_nopad_bin"
@@ -123,23 +114,17 @@ class MySQLDatabase(SQLDatabase):
         """Return what connects to it in another process, with the password."""
         return Elsewhere(MySQLDatabase, self._uri)
 
-    async def open(self) -> None:
-        """Connect."""
-        async with self._opening:
-            if self._openers == 0:
-                self._writers = asyncio.Semaphore(_WRITERS)
-                self._fetchers = asyncio.Semaphore(_FETCHERS)
-                self._streams = asyncio.Semaphore(_STREAMS)
-                self._is_open = True
-                try:
-                    async with self._lease():
-                        pass
-                except BaseException:
-                    await self._dispose()
-                    raise
-            self._openers += 1
+    async def _connect(self) -> None:
+        self._make_room()
+        self._is_open = True
+        try:
+            async with self._lease():
+                pass
+        except BaseException:
+            await self._dispose()
+            raise
 
-    async def _connect(self) -> Any:
+    async def _new(self) -> Any:
         import asyncmy  # noqa: PLC0415 - loaded when a database is opened
         from asyncmy.constants.CLIENT import FOUND_ROWS  # noqa: PLC0415
 
@@ -148,7 +133,7 @@ class MySQLDatabase(SQLDatabase):
         if (context := address.context()) is not None:
             options["ssl"] = context
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 driver = await asyncmy.connect(
                     host=address.host,
                     port=address.port,
@@ -167,14 +152,14 @@ class MySQLDatabase(SQLDatabase):
                     driver.close()
                     raise
         except TimeoutError as error:
-            raise StoreUnavailableError(f"{self.url}: no answer within {_CONNECT_TIMEOUT:.0f} s") from error
+            raise StoreUnavailableError(f"{self.url}: no answer within {CONNECT_TIMEOUT:.0f} s") from error
         except Exception as error:
             raise translate(error, self.url) from error
         return driver
 
-    async def _new(self) -> Any:
+    async def _connected(self) -> Any:
         """Connect, in a task of its own: asyncmy's `asyncio.wait_for` may swallow a cancellation (before Python 3.12)."""
-        task = asyncio.create_task(self._connect(), name="asyncdl: connecting")
+        task = asyncio.create_task(self._new(), name="asyncdl: connecting")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -205,7 +190,7 @@ class MySQLDatabase(SQLDatabase):
     async def _dispose(self) -> None:
         self._is_open = False
         if self._ending:
-            await asyncio.wait(self._ending, timeout=_CLOSE_TIMEOUT)
+            await asyncio.wait(self._ending, timeout=CLOSE_TIMEOUT)
         for driver in tuple(self._lent):  # streams that nobody ended
             driver.close()
         if self._ending:
@@ -213,28 +198,9 @@ class MySQLDatabase(SQLDatabase):
         while self._idle:
             driver = self._idle.popleft()
             with suppress(Exception):
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await driver.ensure_closed()
             driver.close()
-
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed, and transactions under way have ended."""
-        async with self._opening:
-            if self._openers == 0:
-                return
-            if self._openers > 1:
-                self._openers -= 1
-                return
-            taken = 0
-            try:
-                for _ in range(_WRITERS):
-                    await self._writers.acquire()
-                    taken += 1
-                self._openers = 0
-                await self._dispose()
-            finally:
-                for _ in range(taken):
-                    self._writers.release()
 
     def _opened(self) -> None:
         if not self._is_open:
@@ -253,7 +219,7 @@ class MySQLDatabase(SQLDatabase):
                 driver.close()
                 driver = None
         if driver is None:
-            driver = await self._new()
+            driver = await self._connected()
         self._lent.add(driver)
         clean = False
         try:
@@ -277,31 +243,19 @@ class MySQLDatabase(SQLDatabase):
             driver.close()
             if self._is_open and not alone:
                 with suppress(Exception):
-                    async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    async with asyncio.timeout(CONNECT_TIMEOUT):
                         await self.beside(f"KILL {int(thread)}")
         finally:
             self._lent.discard(driver)
 
-    async def _finish(self, what: Coroutine[Any, Any, None]) -> None:
-        """Do something to its end, also if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(what, name="asyncdl: end of a statement")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
-
     async def beside(self, *script: str) -> list[Outcome]:
         """Run statements on a connection beside all others, outside transactions."""
-        try:
+        with translated(translate, self.url):
             async with self._lease() as driver:
                 outcomes, error = await run_script(driver, [each.encode() for each in script])
                 if error is not None:
                     raise error
                 return outcomes
-        except Exception as error:
-            found = translate(error, self.url)
-            if found is error:
-                raise
-            raise found from error
 
     # reading and writing
 
@@ -351,46 +305,29 @@ class MySQLDatabase(SQLDatabase):
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""
         self._opened()
-        try:
+        with translated(translate, self.url):
             async with self._fetchers, self._lease() as driver:
                 await driver.query(filled(sql, params))
                 return list(driver._result.rows or ())
-        except Exception as error:
-            found = translate(error, self.url)
-            if found is error:
-                raise
-            raise found from error
 
     async def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
         """Run one reading statement and yield its rows in lists of at most ``size``, as they come from the server."""
         from asyncmy.cursors import SSCursor  # noqa: PLC0415 - loaded when a database is opened
 
         self._opened()
-        try:
-            async with asyncio.timeout(_WAIT):
-                await self._streams.acquire()
-        except TimeoutError as error:
-            raise StoreTimeoutError(f"{self.url}: all of {_STREAMS} connections for streams are in use") from error
-        rows: list[Row] = []
-        try:
-            async with self._lease() as driver:
-                cursor = driver.cursor(SSCursor)
-                ended = False
-                try:
-                    await cursor.execute(filled(sql, params).decode())
-                    while len(rows := list(await cursor.fetchmany(size))) == size:
-                        yield rows
-                    ended = True
-                finally:
-                    if not ended:  # what is still to come is not read
-                        self._discard(driver)
-        except Exception as error:
-            found = translate(error, self.url)
-            if found is error:
-                raise
-            raise found from error
-        finally:
-            self._streams.release()
+        async with self._room_to_stream():
+            with translated(translate, self.url):
+                async with self._lease() as driver:
+                    cursor = driver.cursor(SSCursor)
+                    ended = False
+                    try:
+                        await cursor.execute(filled(sql, params).decode())
+                        while len(rows := list(await cursor.fetchmany(size))) == size:
+                            yield rows
+                        ended = True
+                    finally:
+                        if not ended:  # what is still to come is not read
+                            self._discard(driver)
         # The last page holds no connection: who reads more for each of its rows cannot run the pool dry.
         if rows:
             yield rows
@@ -448,7 +385,7 @@ class MySQLDatabase(SQLDatabase):
 
     # locks and wake-ups
 
-    def lock(self, name: str, *, wait: int = _WAIT) -> tuple[Statement, ...]:
+    def lock(self, name: str, *, wait: int = WAIT) -> tuple[Statement, ...]:
         """Return the statement that takes a named lock until behind the end of the transaction."""
         digest = hashlib.sha256(f"{self._address.database} {name}".encode()).hexdigest()[:40]
         sql = f"{LOCK}'asyncdl {digest}', {wait}) AS taken) AS asked WHERE taken = 1"

@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.drivers.mysql_values import filled, literal, template, translate
-from asyncdl.drivers.sql import Outcome, SQLTransaction, Statement
-from asyncdl.errors import ClosedError, QueryError
+from asyncdl.drivers.pooled import PooledTransaction
+from asyncdl.drivers.sql import Outcome, Statement
+from asyncdl.errors import QueryError
 
 if TYPE_CHECKING:
     from asyncdl.drivers.mysql import MySQLDatabase
@@ -82,32 +83,17 @@ def _may_fail(statement: Statement) -> bool:
     return statement.expect is not None and not statement.sql.startswith(LOCK)
 
 
-class MySQLTransaction(SQLTransaction):
-    """A transaction on a connection of its own, begun with its first statement; an error in it is its end."""
+class MySQLTransaction(PooledTransaction):
+    """A transaction on a connection of its own."""
 
     database: MySQLDatabase
 
     def __init__(self, database: MySQLDatabase, driver: Any) -> None:
-        super().__init__(database)
-        self._driver = driver
-        self._begun = self._finished = False
+        super().__init__(database, driver)
         self._made: list[str] = []
         self._dropped: list[str] = []
         self.unclean = False
         """Whether the connection may still be in the transaction, or hold its locks."""
-
-    def defer(self, *statements: Statement) -> None:
-        """Queue statements to run before the next `run` or `commit`."""
-        self._check()
-        super().defer(*statements)
-
-    async def run(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, and return the outcomes of these."""
-        return await self._hop(statements, commit=False)
-
-    async def commit(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, then commit; return the outcomes of these."""
-        return await self._hop(statements, commit=True)
 
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back what is still open."""
@@ -117,10 +103,6 @@ class MySQLTransaction(SQLTransaction):
             self._finished = True
             await self._roll_back()
         self._finished = True
-
-    def _check(self) -> None:
-        if self._finished:
-            raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
 
     async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
         self._check()

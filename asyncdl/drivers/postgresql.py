@@ -12,16 +12,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from asyncdl.drivers.elsewhere import Elsewhere
+from asyncdl.drivers.pooled import (
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    FETCHERS,
+    STREAMS,
+    WAIT,
+    WRITERS,
+    PooledDatabase,
+    translated,
+)
 from asyncdl.drivers.postgresql_statements import PostgreSQLTransaction, numbered
 from asyncdl.drivers.postgresql_urls import read_url
 from asyncdl.drivers.postgresql_values import prepare, translate
-from asyncdl.drivers.sql import Row, SQLDatabase, Statement
+from asyncdl.drivers.sql import Row, Statement
 from asyncdl.errors import (
     ClosedError,
     MissingDependencyError,
@@ -35,13 +45,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
     from sqlalchemy.pool import PoolProxiedConnection
 
-_WRITERS = 8
-_FETCHERS = 6
-_STREAMS = 8
-_POOL = _WRITERS + _FETCHERS + _STREAMS + 2
-_CONNECT_TIMEOUT = 10.0
-_CLOSE_TIMEOUT = 1.0
-_WAIT = 30.0
+_POOL = WRITERS + FETCHERS + STREAMS + 2
 _CHANNEL = "asyncdl"
 _SILENCE = 5.0
 """Seconds without a notification after which the listening connection is tried, and the database looked at."""
@@ -50,14 +54,14 @@ _SETTINGS = {
     "application_name": "asyncdl",
     "timezone": "UTC",
     "jit": "off",  # it costs more than most statements take
-    "lock_timeout": f"{_WAIT:.0f}s",  # nothing hangs
+    "lock_timeout": f"{WAIT:.0f}s",  # nothing hangs
     "tcp_keepalives_idle": "60",  # of a machine that is gone the locks go, too
     "tcp_keepalives_interval": "10",
     "tcp_keepalives_count": "3",
 }
 
 
-class PostgreSQLDatabase(SQLDatabase):
+class PostgreSQLDatabase(PooledDatabase):
     """One PostgreSQL database.
 
     Parameters
@@ -81,12 +85,8 @@ class PostgreSQLDatabase(SQLDatabase):
         self._dsn, self.url, self.place = read_url(url)
         if importlib.util.find_spec("asyncpg") is None:
             raise MissingDependencyError(f"{self.url} needs asyncpg: pip install 'asyncdl[postgres]'")
-        self._openers = 0
-        self._opening = asyncio.Lock()
         self._engine: AsyncEngine | None = None
-        self._lent: set[Any] = set()
         self._cursors: dict[Any, Any] = {}  # the transactions of streams
-        self._ending: set[asyncio.Task[Any]] = set()
         self._unsettled: set[Any] = set()  # of which asyncpg does not know yet how their cancelled statement ended
 
     @property
@@ -98,26 +98,17 @@ class PostgreSQLDatabase(SQLDatabase):
         """Return what connects to it in another process, with the password."""
         return Elsewhere(PostgreSQLDatabase, self._dsn)
 
-    async def open(self) -> None:
-        """Connect."""
-        async with self._opening:
-            if self._openers == 0:
-                await self._open()
-            self._openers += 1
-
-    async def _open(self) -> None:
+    async def _connect(self) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - heavy: loaded on opening
 
-        self._writers = asyncio.Semaphore(_WRITERS)
-        self._fetchers = asyncio.Semaphore(_FETCHERS)
-        self._streams = asyncio.Semaphore(_STREAMS)
+        self._make_room()
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
-            async_creator=self._connect,
+            async_creator=self._new,
             json_deserializer=str,  # JSON is read as text, by those who know what stands in it
             pool_size=_POOL,
             max_overflow=0,
-            pool_timeout=_WAIT,
+            pool_timeout=WAIT,
             pool_reset_on_return=None,  # `_give_back` does
         )
         try:
@@ -127,13 +118,13 @@ class PostgreSQLDatabase(SQLDatabase):
             await self._dispose()
             raise
 
-    async def _connect(self) -> Any:
+    async def _new(self) -> Any:
         import asyncpg  # noqa: PLC0415 - loaded when a database is opened
 
         given = {name.lower() for name, _ in parse_qsl(urlsplit(self._dsn).query)}
         connection = await asyncpg.connect(
             self._dsn,
-            timeout=_CONNECT_TIMEOUT,
+            timeout=CONNECT_TIMEOUT,
             statement_cache_size=512,
             server_settings={name: value for name, value in _SETTINGS.items() if name not in given},
         )
@@ -147,32 +138,13 @@ class PostgreSQLDatabase(SQLDatabase):
     async def _dispose(self) -> None:
         engine, self._engine = self._engine, None
         if self._ending:
-            await asyncio.wait(self._ending, timeout=_CLOSE_TIMEOUT)
+            await asyncio.wait(self._ending, timeout=CLOSE_TIMEOUT)
         for driver in tuple(self._lent):  # streams that nobody ended: the pool does not close what it has lent
             driver.terminate()
         if self._ending:
             await asyncio.wait(self._ending)
         if engine is not None:
             await engine.dispose()
-
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed, and transactions under way have ended."""
-        async with self._opening:
-            if self._openers == 0:
-                return
-            if self._openers > 1:
-                self._openers -= 1
-                return
-            taken = 0
-            try:
-                for _ in range(_WRITERS):
-                    await self._writers.acquire()
-                    taken += 1
-                self._openers = 0
-                await self._dispose()
-            finally:
-                for _ in range(taken):
-                    self._writers.release()
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
@@ -247,7 +219,7 @@ class PostgreSQLDatabase(SQLDatabase):
         except exc.TimeoutError as error:
             raise StoreTimeoutError(f"{self.url}: all of {_POOL} connections are in use") from error
         except TimeoutError as error:
-            raise StoreUnavailableError(f"{self.url}: no answer within {_CONNECT_TIMEOUT:.0f} s") from error
+            raise StoreUnavailableError(f"{self.url}: no answer within {CONNECT_TIMEOUT:.0f} s") from error
         except Exception as error:
             raise translate(error, self.url) from error
 
@@ -258,7 +230,7 @@ class PostgreSQLDatabase(SQLDatabase):
             # asyncpg waits here for the end of a statement that was cancelled
             if not driver.is_closed():
                 within = self._cursors.pop(driver, None)
-                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
                     if within is not None:
                         await within.rollback()
                     else:  # whether it is in a transaction asyncpg learns with the end of the statement
@@ -273,13 +245,6 @@ class PostgreSQLDatabase(SQLDatabase):
                 await greenlet_spawn(lent.invalidate)
             else:
                 lent.close()
-
-    async def _finish(self, what: Coroutine[Any, Any, None]) -> None:
-        """Do something to its end, also if the caller is cancelled meanwhile."""
-        task = asyncio.create_task(what, name="asyncdl: end of a statement")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
 
     # reading and writing
 
@@ -301,40 +266,23 @@ class PostgreSQLDatabase(SQLDatabase):
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""
         self._opened()
-        try:
+        with translated(translate, self.url):
             async with self._fetchers, self._lease() as driver:
                 return list(map(tuple, await driver.fetch(numbered(sql), *params)))
-        except Exception as error:
-            found = translate(error, self.url)
-            if found is error:
-                raise
-            raise found from error
 
     async def stream(self, sql: str, params: Sequence[Any] = (), *, size: int = 1000) -> AsyncIterator[list[Row]]:
         """Run one reading statement and yield its rows in lists of at most ``size``, by a cursor on the server."""
         self._opened()
-        try:
-            async with asyncio.timeout(_WAIT):
-                await self._streams.acquire()
-        except TimeoutError as error:
-            raise StoreTimeoutError(f"{self.url}: all of {_STREAMS} connections for streams are in use") from error
-        rows: list[Row] = []
-        try:
-            async with self._lease() as driver:
-                self._cursors[driver] = within = driver.transaction(readonly=True)
-                await within.start()
-                cursor = await driver.cursor(numbered(sql), *params)
-                while len(rows := list(map(tuple, await cursor.fetch(size)))) == size:
-                    yield rows
-                del self._cursors[driver]
-                await within.rollback()
-        except Exception as error:
-            found = translate(error, self.url)
-            if found is error:
-                raise
-            raise found from error
-        finally:
-            self._streams.release()
+        async with self._room_to_stream():
+            with translated(translate, self.url):
+                async with self._lease() as driver:
+                    self._cursors[driver] = within = driver.transaction(readonly=True)
+                    await within.start()
+                    cursor = await driver.cursor(numbered(sql), *params)
+                    while len(rows := list(map(tuple, await cursor.fetch(size)))) == size:
+                        yield rows
+                    del self._cursors[driver]
+                    await within.rollback()
         # The last page holds no connection: who reads more for each of its rows cannot run the pool dry.
         if rows:
             yield rows

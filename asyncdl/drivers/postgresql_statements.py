@@ -8,9 +8,9 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from asyncdl.drivers.pooled import PooledTransaction
 from asyncdl.drivers.postgresql_values import translate
-from asyncdl.drivers.sql import MARK, Outcome, Row, SQLDatabase, SQLTransaction, Statement
-from asyncdl.errors import ClosedError
+from asyncdl.drivers.sql import MARK, Outcome, Row, SQLDatabase, Statement
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 
@@ -109,38 +109,19 @@ async def _run_rows(driver: Any, statement: Statement, rows: Sequence[Row]) -> i
     return affected
 
 
-class PostgreSQLTransaction(SQLTransaction):
-    """A transaction on a connection of its own, begun with its first statement; an error in it is its end."""
+class PostgreSQLTransaction(PooledTransaction):
+    """A transaction on a connection of its own."""
 
     def __init__(self, database: SQLDatabase, driver: Any) -> None:
-        super().__init__(database)
-        self._driver = driver
-        self._begun = self._finished = False
+        super().__init__(database, driver)
         self.settled = True
         """Whether the server is known to be out of the last statement: not so after one that was cancelled."""
-
-    def defer(self, *statements: Statement) -> None:
-        """Queue statements to run before the next `run` or `commit`."""
-        self._check()
-        super().defer(*statements)
-
-    async def run(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, and return the outcomes of these."""
-        return await self._hop(statements, commit=False)
-
-    async def commit(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, then commit; return the outcomes of these."""
-        return await self._hop(statements, commit=True)
 
     async def end(self, *, commit: bool) -> None:
         """Commit what is still open; a roll-back is left to the connection's return."""
         if commit and not self._finished and (self._begun or self._deferred):
             await self.commit()
         self._finished = True
-
-    def _check(self) -> None:
-        if self._finished:
-            raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
 
     async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
         self._check()

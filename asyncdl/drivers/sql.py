@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from asyncdl.drivers.counted import Counted
 from asyncdl.drivers.elsewhere import Elsewhere
-from asyncdl.errors import AsyncDLError, ConflictError, StoreError
+from asyncdl.errors import AsyncDLError, ClosedError, ConflictError, StoreError
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -105,24 +106,38 @@ class SQLTransaction(ABC):
     def __init__(self, database: SQLDatabase) -> None:
         self.database = database
         self._deferred: list[Statement] = []
+        self._finished = False
 
     def defer(self, *statements: Statement) -> None:
         """Queue statements to run before the next `run` or `commit`."""
+        self._check()
         self._deferred.extend(statements)
 
-    @abstractmethod
     async def run(self, *statements: Statement) -> list[Outcome]:
         """Run the deferred statements, then these, and return the outcomes of these."""
+        return await self._hop(statements, commit=False)
 
-    @abstractmethod
     async def commit(self, *statements: Statement) -> list[Outcome]:
         """Run the deferred statements, then these, then commit; return the outcomes of these.
 
         The transaction is finished afterwards, also if this raises: then nothing of it was applied.
         """
+        return await self._hop(statements, commit=True)
+
+    @abstractmethod
+    async def end(self, *, commit: bool) -> None:
+        """Commit or roll back what is still open."""
+
+    @abstractmethod
+    async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
+        """Run the deferred statements, then these, and commit, if that is asked for; return the outcomes of these."""
+
+    def _check(self) -> None:
+        if self._finished:
+            raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
 
 
-class SQLDatabase(ABC):
+class SQLDatabase(Counted):
     """A pool of connections to one SQL database.
 
     Note for implementers: `transaction` must take the write lock at its start where the database has only one
@@ -134,6 +149,10 @@ class SQLDatabase(ABC):
 
     clock: str
     """The query for the database's clock, in seconds since 1970; only metadata stores need one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ending: set[asyncio.Task[Any]] = set()
 
     @property
     @abstractmethod
@@ -150,12 +169,15 @@ class SQLDatabase(ABC):
         return None
 
     @abstractmethod
-    async def open(self) -> None:
-        """Connect; opening twice is counted, and closed by as many `aclose`."""
+    def _opened(self) -> Any:
+        """Raise `ClosedError` unless it is open."""
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed."""
+    async def _finish(self, what: Coroutine[Any, Any, None]) -> None:
+        """Do something to its end, also if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(what, name="asyncdl: end of a statement")
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
 
     @abstractmethod
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:

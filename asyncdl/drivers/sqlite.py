@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
+from asyncdl.drivers.single_writer import SingleWriterDatabase, SingleWriterTransaction
+from asyncdl.drivers.sql import Outcome, Row, Statement
 from asyncdl.errors import (
     AsyncDLError,
     ClosedError,
@@ -104,82 +105,31 @@ def _run_rows(connection: sqlite3.Connection, cursor: sqlite3.Cursor, statement:
     return affected
 
 
-def _run_all(
-    connection: sqlite3.Connection, deferred: Sequence[Statement], statements: Sequence[Statement], commit: bool
-) -> list[Outcome]:
-    """Run statements on the connection's own thread, beginning and ending the transaction as needed."""
-    try:
-        if not connection.in_transaction:
-            connection.execute("BEGIN IMMEDIATE")
-        for statement in deferred:
-            _run(connection, statement).check(statement)
-        outcomes = [_run(connection, statement).check(statement) for statement in statements]
-        if commit:
-            connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return outcomes
+class SQLiteTransaction(SingleWriterTransaction):
+    """A transaction on the one writing connection."""
 
-
-class SQLiteTransaction(SQLTransaction):
-    """A transaction on the one writing connection; an error in it rolls it back at once."""
-
-    def __init__(self, database: SQLiteDatabase) -> None:
-        super().__init__(database)
-        self._database = database
-        self._finished = False
-        self.settled = True
-        """Whether the connection's thread is known to be out of this transaction: not so after a cancelled hop."""
-
-    def defer(self, *statements: Statement) -> None:
-        """Queue statements to run before the next `run` or `commit`."""
-        self._check()
-        super().defer(*statements)
-
-    async def run(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, and return the outcomes of these."""
-        return await self._hop(statements, commit=False)
-
-    async def commit(self, *statements: Statement) -> list[Outcome]:
-        """Run the deferred statements, then these, then commit; return the outcomes of these."""
-        return await self._hop(statements, commit=True)
-
-    def _check(self) -> None:
-        if self._finished:
-            raise ClosedError("this transaction has ended: it was committed, or an error rolled it back")
-
-    async def _hop(self, statements: Sequence[Statement], *, commit: bool) -> list[Outcome]:
-        self._check()
-        deferred, self._deferred = self._deferred, []
-        self._finished, self.settled = commit, False
+    def _run_all(
+        self, raw: sqlite3.Connection, deferred: Sequence[Statement], statements: Sequence[Statement], commit: bool
+    ) -> list[Outcome]:
         try:
-            outcomes = await self._database.call_writer(lambda raw: _run_all(raw, deferred, statements, commit))
-        except Exception:
-            self._finished = self.settled = True  # _run_all has rolled back
+            if not raw.in_transaction:
+                raw.execute("BEGIN IMMEDIATE")
+            for statement in deferred:
+                _run(raw, statement).check(statement)
+            outcomes = [_run(raw, statement).check(statement) for statement in statements]
+            if commit:
+                raw.execute("COMMIT")
+        except BaseException:
+            self._roll_back(raw)
             raise
-        except asyncio.CancelledError:
-            self._finished = True
-            raise
-        self.settled = commit
         return outcomes
 
-    @property
-    def pending(self) -> bool:
-        """Whether deferred statements wait for a commit."""
-        return bool(self._deferred) and not self._finished
-
-    async def end(self, *, commit: bool) -> None:
-        """Commit or roll back what is still open."""
-        if commit and not self._finished:
-            await self.commit()
-        elif not self.settled:
-            await self._database.call_writer(lambda raw: raw.execute("ROLLBACK") if raw.in_transaction else None)
-        self._finished = self.settled = True
+    def _roll_back(self, raw: sqlite3.Connection) -> None:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
 
 
-class SQLiteDatabase(SQLDatabase):
+class SQLiteDatabase(SingleWriterDatabase):
     """One SQLite file.
 
     Parameters
@@ -194,9 +144,6 @@ class SQLiteDatabase(SQLDatabase):
         super().__init__()
         self.path = Path(path)
         self.url = f"sqlite://{path}"
-        self._openers = 0
-        self._opening = asyncio.Lock()
-        self._turn = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._engine: AsyncEngine | None = None
         self._writer: aiosqlite.Connection | None = None
@@ -205,7 +152,6 @@ class SQLiteDatabase(SQLDatabase):
         self._reading: set[aiosqlite.Connection] = set()
         self._applied: WeakKeyDictionary[aiosqlite.Connection, int] = WeakKeyDictionary()
         self._prepared: list[Callable[[sqlite3.Connection], None]] = []
-        self._ending: set[asyncio.Task[None]] = set()
 
     @property
     def dialect(self) -> Dialect:
@@ -217,16 +163,13 @@ class SQLiteDatabase(SQLDatabase):
         """Which file this is, whatever it was called."""
         return self.path.absolute().resolve()
 
-    async def open(self) -> None:
+    async def _connect(self) -> None:
         """Connect, and create the file when missing."""
-        async with self._opening:
-            if self._openers == 0:
-                try:
-                    await self._open()
-                except BaseException:
-                    await self._stack.aclose()
-                    raise
-            self._openers += 1
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
 
     async def _open(self) -> None:
         from sqlalchemy import event  # noqa: PLC0415 - heavy: loaded when a database is opened
@@ -252,11 +195,11 @@ class SQLiteDatabase(SQLDatabase):
             cursor.close()
 
         self._engine = engine
-        self._stack.push_async_callback(self._dispose)
-        self._writer = await _driver(await self._connect(self._stack))
+        self._stack.push_async_callback(self._disconnect)
+        self._writer = await _driver(await self._take(self._stack))
         await self._use_wal(self._writer)
-        self._watcher = await _driver(await self._connect(self._stack))
-        self._fetching = {await _driver(await self._connect(self._stack)): 0 for _ in range(_FETCHERS)}
+        self._watcher = await _driver(await self._take(self._stack))
+        self._fetching = {await _driver(await self._take(self._stack)): 0 for _ in range(_FETCHERS)}
 
     async def _use_wal(self, driver: aiosqlite.Connection) -> None:
         """Put the file into WAL mode, where it stays.
@@ -280,7 +223,7 @@ class SQLiteDatabase(SQLDatabase):
                     raise
             await asyncio.sleep(random.uniform(0.01, 0.05))  # noqa: S311 - such that the two do not meet again
 
-    async def _connect(self, stack: AsyncExitStack) -> AsyncConnection:
+    async def _take(self, stack: AsyncExitStack) -> AsyncConnection:
         """Take a connection from the pool, until the stack is closed."""
         from sqlalchemy import exc  # noqa: PLC0415 - heavy: loaded when a database is opened
 
@@ -295,6 +238,9 @@ class SQLiteDatabase(SQLDatabase):
             raise StoreUnavailableError(f"{self.url}: {error}") from error
 
     async def _dispose(self) -> None:
+        await self._stack.aclose()
+
+    async def _disconnect(self) -> None:
         engine, self._engine = self._engine, None
         self._writer = self._watcher = None
         self._fetching = {}
@@ -302,18 +248,6 @@ class SQLiteDatabase(SQLDatabase):
             await driver.close()
         if engine is not None:
             await engine.dispose()
-
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed."""
-        async with self._opening:
-            if self._openers == 0:
-                return
-            if self._openers > 1:
-                self._openers -= 1
-                return
-            async with self._turn:
-                self._openers = 0
-                await self._stack.aclose()
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:
@@ -352,36 +286,8 @@ class SQLiteDatabase(SQLDatabase):
                 f"{self.url}: a text holds a lone surrogate, which is no Unicode character: {error}"
             ) from error
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SQLiteTransaction]:
-        """Wait for the turn to write, and begin; committed at the end of the block, rolled back by an exception."""
-        self._opened()
-        await self._turn.acquire()
-        tx = SQLiteTransaction(self)
-        try:
-            yield tx
-        except BaseException:
-            await self._end(tx, commit=False)
-            raise
-        else:
-            await self._end(tx, commit=True)
-
-    async def _end(self, tx: SQLiteTransaction, *, commit: bool) -> None:
-        """End a transaction and pass the turn on; a cancelled caller does not cancel it half-way."""
-        if tx.settled and not (commit and tx.pending):
-            self._turn.release()
-            return
-
-        async def end() -> None:
-            try:
-                await tx.end(commit=commit)
-            finally:
-                self._turn.release()
-
-        task = asyncio.create_task(end(), name="asyncdl: end of a transaction")
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
+    def _begin(self) -> SQLiteTransaction:
+        return SQLiteTransaction(self)
 
     async def fetch(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one reading statement outside any transaction and return all its rows."""
@@ -413,7 +319,7 @@ class SQLiteDatabase(SQLDatabase):
     async def _reader(self) -> AsyncIterator[aiosqlite.Connection]:
         """Borrow a connection for reading."""
         async with AsyncExitStack() as stack:
-            connection = await self._connect(stack)
+            connection = await self._take(stack)
             driver = await _driver(connection)
             self._reading.add(driver)
             try:

@@ -21,8 +21,8 @@ from asyncdl.jobs.shares import Share, Shares, divide
 from asyncdl.metadata.base import DeleteCursor
 from tests import models
 from tests.conftest import rows_of
-from tests.jobs.stores import STORES, uris_of
 from tests.jobs.test_many_processes import exists, setup  # noqa: F401 - a fixture
+from tests.places import PAIRS, stores_of
 
 pytestmark = pytest.mark.anyio
 
@@ -151,9 +151,9 @@ async def test_the_calls_of_a_process_that_was_killed_are_others_within_the_leas
 # several datalayers in this process are several processes to each other
 
 
-@pytest.fixture(params=[each for each in STORES if each != "two databases"])
+@pytest.fixture(params=[each for each in PAIRS if each != ("sqlite", "own")], ids=" + ".join)
 def uris(request, tmp_path):
-    with uris_of(request, tmp_path) as uris:
+    with stores_of(request, tmp_path) as uris:
         yield uris
 
 

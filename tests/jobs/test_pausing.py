@@ -14,16 +14,16 @@ from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, JobTim
 from asyncdl.metadata.base import ClaimJob, MoveCursor, SetJobState
 from tests import models
 from tests.conftest import rows_of
-from tests.jobs.stores import STORES, uris_of
 from tests.jobs.test_many_processes import gated_listener, setup  # noqa: F401 - a fixture
 from tests.jobs.test_priorities import until
+from tests.places import PAIRS, stores_of
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=PAIRS, ids=" + ".join)
 def uris(request, tmp_path):
-    with uris_of(request, tmp_path) as uris:
+    with stores_of(request, tmp_path) as uris:
         yield uris | {"job_backoff": 0.01}
 
 

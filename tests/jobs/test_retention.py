@@ -9,16 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import pymongo
 import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Event, EventsTrimmed, Listener, Model, RowsInserted
-from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mysql import MySQLDatabase
-from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.drivers.sql import Statement
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ConflictError, EventsTrimmedError
@@ -28,15 +23,14 @@ from asyncdl.jobs import retention
 from asyncdl.jobs.retention import Retention
 from asyncdl.jobs.scheduler import CURSOR, Scheduler
 from asyncdl.metadata.base import AppendEvent, JobRecord, MetadataStore, MoveCursor, PutJob, SetJobState
-from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.metadata.sql import SQLMetadataStore
 from tests import models
 from tests.conftest import rows_of
+from tests.places import METADATA, PLACES, metadata_store
 
 pytestmark = pytest.mark.anyio
 
 LONG_AGO = 1_000.0
-STORES = ["sqlite", "postgresql", "mysql", "mongodb_replica_set", "mongodb_standalone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +42,11 @@ class Noted(Event):
 
 @pytest.fixture
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[MetadataStore]:
-    kind = getattr(request, "param", "sqlite")
-    server: Any = None if kind == "sqlite" else request.getfixturevalue(kind)
-    name = f"test_{uuid4().hex[:20]}"
-    if kind == "sqlite":
-        made: MetadataStore = SQLMetadataStore(SQLiteDatabase(tmp_path / "meta.db"))
-    elif kind == "postgresql":
-        made = SQLMetadataStore(PostgreSQLDatabase(server.url(tmp_path)))
-    elif kind == "mysql":
-        made = SQLMetadataStore(MySQLDatabase(server.url(tmp_path)))
-    else:
-        made = MongoMetadataStore(MongoDatabase(server + name))
-    await made.open()
-    yield made
-    await made.aclose()
-    if kind.startswith("mongodb"):
-        with pymongo.MongoClient[Any](server) as client:
-            client.drop_database(name)
+    with PLACES[getattr(request, "param", "sqlite")](request, tmp_path) as uri:
+        made = metadata_store(uri)
+        await made.open()
+        yield made
+        await made.aclose()
 
 
 def old(topic: str = "", created: float = LONG_AGO) -> AppendEvent:
@@ -75,7 +57,7 @@ async def seqs(store: MetadataStore) -> list[int]:
     return [each.seq for each in await store.events(0, types=[Noted.__name__], limit=100_000)]
 
 
-@pytest.mark.parametrize("store", STORES, indirect=True)
+@pytest.mark.parametrize("store", METADATA, indirect=True)
 async def test_what_is_old_goes_and_what_is_young_stays(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "STEP", 7)
     made = await store.commit(*(old(created=LONG_AGO + n) for n in range(50)))
@@ -150,7 +132,7 @@ async def test_of_two_at_once_one_deletes(
     store: MetadataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "STEP", 3)
-    other = SQLMetadataStore(SQLiteDatabase(tmp_path / "meta.db"))
+    other = SQLMetadataStore(SQLiteDatabase(tmp_path / "app.db"))
     await other.open()
     await store.commit(*(old() for _ in range(100)))
     runs = [Retention(each, 10.0).trim(time.time()) for each in (store, other)]
@@ -280,7 +262,7 @@ async def test_a_million_events_go_while_others_write(store: MetadataStore, tmp_
     async with database.transaction() as tx:
         tx.defer(*_insert(numbers))
         await tx.commit()
-    other = SQLMetadataStore(SQLiteDatabase(tmp_path / "meta.db"))
+    other = SQLMetadataStore(SQLiteDatabase(tmp_path / "app.db"))
     await other.open()
     await other.commit(Noted().change())  # the newest event stays, whichever of the two begins
     trimming = asyncio.create_task(Retention(store, 10.0).trim(time.time()))

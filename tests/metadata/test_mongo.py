@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import random
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,32 +41,6 @@ from asyncdl.testing.metadata import PREPARED, MetadataStoreTests, RecordKind, c
 from tests.mongodb import served
 
 pytestmark = pytest.mark.anyio
-
-
-COMMITTER = """
-    import asyncio, sys
-    from asyncdl.drivers.mongo import MongoDatabase
-    from asyncdl.metadata.mongo import MongoMetadataStore
-    from asyncdl.testing.metadata import event, intent
-
-    async def main(url, name, count, tasks):
-        store = MongoMetadataStore(MongoDatabase(url))
-        await store.open()
-        async def commit(at):
-            key = f"{name}-{at}"
-            await store.commit(event(key, payload="x" * 2000), intent(key), event(key, payload="y" * 2000))
-            print(key, flush=True)
-        for at in range(0, count, tasks):
-            await asyncio.gather(*(commit(n) for n in range(at, at + tasks)))
-        await store.aclose()
-
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-"""
-
-
-def committer(url: str, name: str, count: int, tasks: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(COMMITTER), url, name, str(count), str(tasks)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 class FailingDatabase(MongoDatabase):
@@ -349,55 +320,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     yield server + name_of(tmp_path)
     with pymongo.MongoClient[Any](server) as client:
         client.drop_database(name_of(tmp_path))
-
-
-async def test_two_processes_committing_at_once_lose_nothing(url: str) -> None:
-    processes = [committer(url, name, 100, 10) for name in "ab"]
-    store = MongoMetadataStore(MongoDatabase(url))
-    await store.open()
-    seen, found = 0, []
-    while len(found) < 402:
-        seen = await store.wait_for_commits(seen)
-        if not found:
-            await store.commit(event("mine"), event("mine"))
-        found += await store.events(found[-1].seq if found else 0)
-    for each in processes:
-        out, errors = await asyncio.to_thread(each.communicate)
-        assert (each.returncode, errors) == (0, "")
-        assert len(out.split()) == 100
-    assert found == await store.events(0)
-    assert all(found[at].topic == found[at + 1].topic for at in range(0, 402, 2))
-    assert len({each.topic for each in found}) == 201
-    assert len(await store.intents()) == 200
-    await store.aclose()
-
-
-async def test_a_process_killed_while_committing_leaves_whole_commits(url: str) -> None:
-    lines: list[str] = []
-    for life in range(4):
-        process = committer(url, f"life{life}", 1_000_000, 5)
-        assert process.stdout is not None
-        lines += [await asyncio.to_thread(process.stdout.readline) for _ in range(20 + life)]
-        process.kill()
-        # By the same reader: communicate() reads past what that has in its buffer, and would begin in the middle of a line.
-        out = await asyncio.to_thread(process.stdout.read)
-        _, errors = await asyncio.to_thread(process.communicate)
-        assert process.returncode == -9, errors
-        lines += [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
-    acknowledged = {line.rstrip("\n") for line in lines}
-    assert len(acknowledged) == len(lines) >= 86
-    store = MongoMetadataStore(MongoDatabase(url))
-    await store.open()
-    await store.commit(
-        event("after"), event("after"), intent("after")
-    )  # what was under way has been applied, or never is
-    events = await store.events(0, limit=10_000_000)
-    topics = [each.topic for each in events[::2]]
-    assert topics == [each.topic for each in events[1::2]]
-    assert set(topics) == {each.id for each in await store.intents()}
-    assert acknowledged <= set(topics)
-    assert [each.seq for each in events] == list(range(1, len(events) + 1))
-    await store.aclose()
 
 
 async def test_a_schema_of_another_version_is_refused_and_left_alone(url: str) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,39 +11,12 @@ from typing import Any
 
 import pytest
 
-from asyncdl.drivers.sql import Statement
 from asyncdl.drivers.sqlite import SQLiteDatabase
-from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError
-from asyncdl.metadata.base import Change, ClaimJob, MoveCursor, PutJob
+from asyncdl.errors import ClosedError, ConfigurationError
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event, intent, job
+from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event, intent
 
 pytestmark = pytest.mark.anyio
-
-COMMITTER = """
-    import asyncio, sys
-    from asyncdl.drivers.sqlite import SQLiteDatabase
-    from asyncdl.metadata.sql import SQLMetadataStore
-    from asyncdl.testing.metadata import event, intent
-
-    async def main(path, name, count, tasks):
-        store = SQLMetadataStore(SQLiteDatabase(path))
-        await store.open()
-        async def commit(at):
-            key = f"{name}-{at}"
-            await store.commit(event(key, payload="x" * 2000), intent(key), event(key, payload="y" * 2000))
-            print(key, flush=True)
-        for at in range(0, count, tasks):
-            await asyncio.gather(*(commit(n) for n in range(at, at + tasks)))
-        await store.aclose()
-
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-"""
-
-
-def committer(path: Path, name: str, count: int, tasks: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", textwrap.dedent(COMMITTER), str(path), name, str(count), str(tasks)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def rows(path: Path, sql: str) -> list[Any]:
@@ -63,54 +33,6 @@ class TestSQLMetadataStoreOnSQLite(MetadataStoreTests):
 
     async def raw(self, where: Path, kind: RecordKind) -> Sequence[Any]:
         return rows(where / "meta.db", f"SELECT * FROM _asyncdl_{kind}")
-
-
-async def test_two_processes_committing_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "meta.db"
-    processes = [committer(path, name, 200, 10) for name in "ab"]  # both make the file, too
-    store = SQLMetadataStore(SQLiteDatabase(path))
-    await store.open()
-    seen, found = 0, []
-    while len(found) < 802:
-        seen = await store.wait_for_commits(seen)
-        if not found:
-            await store.commit(event("mine"), event("mine"))
-        found += await store.events(found[-1].seq if found else 0)
-    for each in processes:
-        out, errors = await asyncio.to_thread(each.communicate)
-        assert (each.returncode, errors) == (0, "")
-        assert len(out.split()) == 200
-    assert found == await store.events(0)
-    assert all(found[at].topic == found[at + 1].topic for at in range(0, 802, 2))
-    assert len({each.topic for each in found}) == 401
-    assert len(await store.intents()) == 400
-    await store.aclose()
-
-
-async def test_a_process_killed_while_committing_leaves_whole_commits(tmp_path: Path) -> None:
-    path = tmp_path / "meta.db"
-    acknowledged: set[str] = set()
-    for life in range(5):
-        process = committer(path, f"life{life}", 1_000_000, 5)
-        assert process.stdout is not None
-        for _ in range(20 + life):
-            acknowledged.add((await asyncio.to_thread(process.stdout.readline)).strip())
-        process.kill()
-        out, _ = await asyncio.to_thread(process.communicate)
-        assert process.returncode == -9
-        whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
-        acknowledged |= {line.strip() for line in whole}
-    store = SQLMetadataStore(SQLiteDatabase(path))
-    await store.open()
-    events = await store.events(0, limit=10_000_000)
-    topics = [each.topic for each in events[::2]]
-    assert topics == [each.topic for each in events[1::2]]
-    assert set(topics) == {each.id for each in await store.intents()}
-    assert acknowledged <= set(topics)
-    [after] = await store.commit(event("after"))
-    assert after.seq == events[-1].seq + 1
-    await store.aclose()
-    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 async def test_a_schema_of_another_version_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -136,35 +58,6 @@ async def test_joins_a_databackend_on_the_same_database_object_only(tmp_path: Pa
     assert store.joins(SimpleNamespace(database=database))
     assert not store.joins(SimpleNamespace(database=same_file))
     assert not store.joins(object())
-
-
-async def test_rows_and_events_commit_together_or_not_at_all(tmp_path: Path) -> None:
-    database = SQLiteDatabase(tmp_path / "app.db")
-    store = SQLMetadataStore(database)
-    await database.open()  # as the databackend does
-    await store.open()
-    await database.write(Statement("CREATE TABLE docs (id INTEGER PRIMARY KEY)"))
-    async with database.transaction() as tx:
-        tx.defer(Statement("INSERT INTO docs VALUES (?)", [(1,), (2,)], many=True))
-        [made] = await store.commit(event("docs"), PutJob(job()), joining=tx)
-    assert await store.events(0) == [made]
-    assert await database.fetch("SELECT id FROM docs") == [(1,), (2,)]
-
-    async def write(row: int, *changes: Change) -> None:
-        async with database.transaction() as tx:
-            tx.defer(Statement("INSERT INTO docs VALUES (?)", (row,)))
-            await store.commit(event("lost"), *changes, joining=tx)
-
-    with pytest.raises(ConflictError):
-        await write(3, MoveCursor("c", 2, expected=1))
-    with pytest.raises(DuplicateKeyError):  # a row of the user's, and so not a conflict of ours
-        await write(1, ClaimJob("j", "me", 5.0, 6.0))
-    assert await store.events(0) == [made]
-    assert (await store.jobs())[0].attempts == 0
-    assert await database.fetch("SELECT count(*) FROM docs") == [(2,)]
-    await store.aclose()
-    assert await database.fetch("SELECT count(*) FROM docs") == [(2,)]  # what we did not open stays open
-    await database.aclose()
 
 
 async def test_a_joined_commit_wakes_both_stores(tmp_path: Path) -> None:

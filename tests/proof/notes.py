@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import pytest
 from pymongo import UpdateOne
 
 from asyncdl import Datalayer
 from asyncdl.components.registry import ListenerState
 from asyncdl.databackend.base import OutputTable
 from asyncdl.metadata.base import UNFINISHED
-from tests.test_story import PLACES
-
-
-@contextlib.contextmanager
-def stores_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the URIs of a pair of names in `PLACES`: databackend and metadata store, one database where both are the same."""
-    data, metadata = request.param
-    with contextlib.ExitStack() as stack:
-        enter = stack.enter_context
-        made = {"databackend": enter(contextlib.contextmanager(PLACES[data])(request, folder))}
-        if metadata != data:
-            (folder / "metadata").mkdir()
-            place = PLACES["sqlite" if metadata == "own" else metadata]
-            made["metadata_store"] = enter(contextlib.contextmanager(place)(request, folder / "metadata"))
-        made["artifact_store"] = f"filesystem://{folder / 'artifacts'}"
-        yield made
 
 
 class Notes:

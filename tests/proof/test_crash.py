@@ -17,8 +17,9 @@ import pytest
 
 import asyncdl
 from asyncdl import Datalayer
+from tests.places import stores_of
 from tests.proof.crashing import SETTINGS, Deed, State, install, read_journal, run
-from tests.proof.notes import notes_of, nothing_is_left_over, output_of, stores_of
+from tests.proof.notes import notes_of, nothing_is_left_over, output_of
 
 pytestmark = pytest.mark.anyio
 

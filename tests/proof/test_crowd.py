@@ -12,8 +12,9 @@ import pytest
 
 import asyncdl
 from asyncdl import RowsInserted
+from tests.places import stores_of
 from tests.proof.crowding import ROWS, SETTINGS, TASKS, listener, run
-from tests.proof.notes import notes_of, nothing_is_left_over, stores_of
+from tests.proof.notes import notes_of, nothing_is_left_over
 
 pytestmark = pytest.mark.anyio
 

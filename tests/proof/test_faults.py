@@ -24,7 +24,8 @@ from asyncdl import Datalayer, Listener, Model
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.errors import AsyncDLError
 from asyncdl.testing.faults import FAULTS, Fault, Faults, faulty
-from tests.proof.notes import notes_of, nothing_is_left_over, stores_of
+from tests.places import stores_of
+from tests.proof.notes import notes_of, nothing_is_left_over
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proof.notes import stores_of
+from tests.places import stores_of
 from tests.proof.soaking import soak
 
 pytestmark = pytest.mark.anyio

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from asyncdl.testing.faults import FAULTS
+from tests.places import stores_of
 from tests.proof import world
-from tests.proof.notes import stores_of
 from tests.proof.world import How, World
 
 EXAMPLES = int(os.environ.get("ASYNCDL_STATEFUL", "12"))
