@@ -27,14 +27,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncdl.compute.base import Errand, UnreachableError
+from asyncdl.compute.base import Errand, ModelCall, ModelTask, UnreachableError
 from asyncdl.databackend.base import Key, Outputs, OutputTable, ReadQuery
 from asyncdl.errors import DatatypeError, TableNotFoundError
 from asyncdl.events.types import OutputsWritten
 from asyncdl.jobs.batching import weight_of
-from asyncdl.jobs.reading import columns_of_keys
+from asyncdl.jobs.reading import Batch, columns_of_keys
 from asyncdl.jobs.shaping import Shape
-from asyncdl.jobs.sites import DataSite, OpenDataSite
+from asyncdl.jobs.sites import DataSite, Errands, OpenDataSite
 from asyncdl.metadata.base import AppendEvent, Change, HoldJob
 
 
@@ -162,3 +162,42 @@ class RowsErrand(Errand):
         work = self.work
         event = OutputsWritten(identifier=work.identifier, uuid=work.uuid, ids=list(self.ids), errors=errors)
         return event.change(work.first, work.last)
+
+
+class Delegation:
+    """Has workers read and write the rows of a job.
+
+    Parameters
+    ----------
+    assignment
+        Returns what its errands have in common, as of now.
+    """
+
+    def __init__(self, errands: Errands, site: DataSite, call: ModelCall, assignment: Callable[[], Assignment]) -> None:
+        self._errands = errands
+        self._site = site
+        self._call = call
+        self._assignment = assignment
+
+    @property
+    def possible(self) -> bool:
+        """Whether workers can reach the databackend, as far as one knows."""
+        return self._errands.possible
+
+    def task(self, key: str, batch: Batch) -> ModelTask:
+        """Return the task that does a batch of keys."""
+        errand = RowsErrand(self._site, self._assignment(), batch.columns, batch.ids, batch.as_of, batch.replaced)
+        return ModelTask(key, self._call, (), errand)
+
+    async def report(self, batch: Batch) -> Report | None:
+        """Return what a worker tells of a batch when it is done; None if a worker cannot reach the databackend."""
+        assert batch.future is not None, "it was submitted"  # noqa: S101 - tells mypy
+        try:
+            [report] = await batch.future
+        except UnreachableError as error:
+            self._errands.give_up(str(error))
+            return None
+        except BaseException:
+            batch.future.cancel()
+            raise
+        return report  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready, with_datatype
-from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, UnreachableError, kinds_of
+from asyncdl.compute.base import ModelCall, ModelTask, kinds_of
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
@@ -37,12 +37,11 @@ from asyncdl.errors import (
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead, weight_of
 from asyncdl.jobs.dropping import announce_dropping
-from asyncdl.jobs.errands import Assignment, Report, RowsErrand
+from asyncdl.jobs.errands import Assignment, Delegation, Report
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
 from asyncdl.jobs.shaping import Shape
 from asyncdl.jobs.shards import Shard, split
-from asyncdl.jobs.sites import DataSite
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
 from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
@@ -251,9 +250,9 @@ class ListenerWork(Work):
         names = tuple(component.key) if isinstance(component.key, Mapping) else ()
         self._shape = Shape(str(component.model), self._call.signature, names, self._width, component.flatten)
         stores, on_loop = self._stores, self._call.placement == "loop"
-        self._site = self._site_if_any()
+        self._delegation = self._delegated()
         at_least, at_most = self._call.max_concurrency if on_loop else 1, self._in_a_second()
-        if self._site is None:
+        if self._delegation is None:
             self._size = BatchSize(at_least, at_most)
         else:
             self._size = BatchSize(at_least, at_most, target=_TARGET, first=SMALLEST)
@@ -287,31 +286,14 @@ class ListenerWork(Work):
 
     # computing
 
-    def _site_if_any(self) -> DataSite | None:
-        """Return where workers read and write this job's rows by themselves; the few rows of a write are not worth it."""
+    def _delegated(self) -> Delegation | None:
+        """Return what has workers read and write this job's rows by themselves; the few rows of a write are not worth it."""
         errands = self._stores.errands
-        return None if errands is None or self._job.kind == REFRESH else errands.site(self._call)
+        site = None if errands is None or self._job.kind == REFRESH else errands.site(self._call)
+        return None if errands is None or site is None else Delegation(errands, site, self._call, self._assignment)
 
-    def _by_keys(self) -> bool:
-        """Return whether workers read and write what is read now: the table of outputs is there, and they can reach it."""
-        errands = self._stores.errands
-        return self._site is not None and self._output.datatype is not None and errands is not None and errands.possible
-
-    def _submit(self, batch: Batch) -> None:
-        if batch.size:
-            self._batches += 1
-            key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
-            if batch.keys_only:
-                self._ahead.widen()
-                task = ModelTask(key, self._call, (), self._errand(batch))
-            else:
-                self._size.weighed(weight_of(batch.columns[-1]))
-                task = ModelTask(key, self._call, self._shape.inputs(batch.columns))
-            batch.future = self._stores.compute.submit(task)
-
-    def _errand(self, batch: Batch) -> RowsErrand:
-        assert self._site is not None  # noqa: S101 - tells mypy
-        assignment = Assignment(
+    def _assignment(self) -> Assignment:
+        return Assignment(
             self._select,
             self._outputs,
             self._listener.columns,
@@ -324,7 +306,23 @@ class ListenerWork(Work):
             self._job.first,
             self._job.last,
         )
-        return RowsErrand(self._site, assignment, batch.columns, batch.ids, batch.as_of, batch.replaced)
+
+    def _by_keys(self) -> bool:
+        """Return whether workers read what is read now, and write its outputs, whose table is there."""
+        delegation = self._delegation
+        return delegation is not None and self._output.datatype is not None and delegation.possible
+
+    def _submit(self, batch: Batch) -> None:
+        if batch.size:
+            self._batches += 1
+            key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
+            if batch.keys_only and self._delegation is not None:
+                self._ahead.widen()
+                task = self._delegation.task(key, batch)
+            else:
+                self._size.weighed(weight_of(batch.columns[-1]))
+                task = ModelTask(key, self._call, self._shape.inputs(batch.columns))
+            batch.future = self._stores.compute.submit(task)
 
     async def _process(self, batches: AsyncIterator[Batch]) -> None:
         """Compute and write batches, reading ahead."""
@@ -366,8 +364,12 @@ class ListenerWork(Work):
     # writing
 
     async def _finish(self, batch: Batch) -> None:
-        if batch.keys_only and batch.future is not None:
-            report = await self._reported(batch, batch.future)
+        if batch.keys_only and self._delegation is not None:
+            try:
+                report = await self._delegation.report(batch)
+            finally:
+                batch.writing = True
+                self._ahead.writing()
             if report is not None:
                 await self._told(batch, report)
                 return
@@ -390,22 +392,6 @@ class ListenerWork(Work):
         moving = batch.reading + time.perf_counter() - begun
         self._size.took(batch.size, 0.0 if batch.future is None else batch.future.took, moving)
         await self._look_again(batch)
-
-    async def _reported(self, batch: Batch, future: ComputeFuture) -> Report | None:
-        """Return what a worker tells of a batch, None if it is to be done here."""
-        try:
-            [report] = await future
-        except UnreachableError as error:
-            assert self._stores.errands is not None  # noqa: S101 - tells mypy
-            self._stores.errands.give_up(str(error))
-            return None
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            batch.writing = True
-            self._ahead.writing()
-        return report  # type: ignore[no-any-return]
 
     async def _told(self, batch: Batch, report: Report) -> None:
         """Take in that a worker has written a batch's outputs."""

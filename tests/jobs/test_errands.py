@@ -26,7 +26,7 @@ from tests.jobs.errands_here import ErrandsHere
 pytestmark = pytest.mark.anyio
 
 ROWS = 200
-STORES = ["postgresql", "postgresql, records apart", "mongodb_replica_set", "mongodb_standalone"]
+STORES = ["postgresql", "postgresql, records apart", "mysql", "mongodb_replica_set", "mongodb_standalone"]
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def uris_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[dict[str, 
     if apart:
         uris["metadata_store"] = f"sqlite:///{folder / 'meta.db'}"
     server = request.getfixturevalue(kind)
-    if kind == "postgresql":
+    if not kind.startswith("mongodb"):
         yield uris | {"databackend": server.url(folder)}
         return
     name = f"test_{uuid4().hex[:20]}"
@@ -188,7 +188,11 @@ async def physical_tables(db: asyncdl.Datalayer, name: str) -> list[str]:
     database: Any = db.databackend.database  # type: ignore[attr-defined]
     if on_mongodb(db):
         return [each for each in await database._majority.list_collection_names() if each == name]
-    return [each for (each,) in await database.fetch("SELECT tablename FROM pg_tables WHERE tablename = $1", [name])]
+    return [each for each in await _names(database) if each == name]
+
+
+async def _names(database: Any) -> list[str]:
+    return [each for (each,) in await database.fetch("SELECT table_name FROM information_schema.tables")]
 
 
 async def test_errors_of_single_rows_and_lists(stores, compute):
