@@ -1,36 +1,35 @@
 """Batches under way on a Dask cluster: submitted, supplied with their models, watched, and cancelled.
 
 A batch is an asyncio task of ours, from `submit` to its outputs. It waits for its place among those that workers can be
-busy with, is submitted, and gathered; what Dask may lose on the way is submitted again, under another key.
+busy with, alone or with others of its kind, is submitted, and gathered; what Dask may lose on the way is submitted again,
+under another key, and alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import itertools
 import logging
 import pickle
 import socket
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import cloudpickle
-
 from asyncdl.compute import dask_worker
-from asyncdl.compute.base import ComputeFuture, Fetch, ModelCall, ModelLoader, ModelTask
+from asyncdl.compute.base import ComputeFuture, ModelLoader, ModelTask
 from asyncdl.compute.coroutines import is_ours
+from asyncdl.compute.dask_bundles import SMALL, Load, goes_alone
+from asyncdl.compute.dask_carrier import Carrier, UnsendableError
 from asyncdl.compute.dask_cluster import OwnCluster
 from asyncdl.compute.dask_connection import Connection, DroppedError, LostError
 from asyncdl.compute.dask_crew import Needs, needs_of
+from asyncdl.compute.dask_models import Models, lost
 from asyncdl.compute.dask_sites import SITE_REPLIES, site_error
-from asyncdl.compute.dask_worker import DROPPED, LACKING, LOST, Parcel
-from asyncdl.compute.futures import Loads, TaskFuture
+from asyncdl.compute.dask_worker import DROPPED, LACKING, LOST
+from asyncdl.compute.futures import TaskFuture
 from asyncdl.compute.replies import NO_OUTPUTS, OUTPUTS
-from asyncdl.compute.window import Window
 from asyncdl.errors import AsyncDLError, ComputeUnavailableError, ModelError, ModelOutputError, WorkerLostError
 
 logger = logging.getLogger(__name__)
@@ -42,13 +41,9 @@ _LOOK = 0.5
 _RECONNECT = 3.0
 _FAREWELLS = 5
 """How often what runs is told to stop."""
-_INLINE = 16_384
-"""Bytes of a pickled model up to which it travels with each batch."""
 _TRIES = 5
 """How often a batch is submitted, when what it needed went with a worker, or a worker lacked the model."""
 _DISCARD = 9
-_IN_PASSING = 100_000
-"""Bytes up to which unpickling is quicker than going to a thread for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +81,6 @@ class _Flight:
             self.task.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A model, as it gets to workers."""
-
-    sha256: str
-    payload: bytes | None
-    fetch: Fetch | None
-
-    def parcel(self, client: str, call: ModelCall) -> Parcel:
-        small = self.payload if self.payload is not None and len(self.payload) <= _INLINE else None
-        named = replace(call, uuid=f"{call.uuid}@{self.sha256[:16]}")
-        return Parcel(client, named, self.sha256, small, self.fetch)
-
-
 class Batches:
     """What exists between a backend's opening and its closing."""
 
@@ -109,20 +90,18 @@ class Batches:
         self._options = options
         self._cluster = OwnCluster(*place.own) if place.address is None else None
         self._session = uuid.uuid4().hex[:8]
-        self._numbers = itertools.count(1)
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._hurry = asyncio.Event()
         self._looked = asyncio.Event()
-        self._windows: dict[Needs, Window] = {}
         self._flights: set[_Flight] = set()
-        self._models: Loads[_Packed] = Loads(self._pack, self._spawn)
-        self._deliveries: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._trouble = ""
         self._closing = False
         # Pickling waits for nobody else's work, and nobody for it.
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="asyncdl-dask")
+        self._models = Models(loader, self._session, self._hurry.set, self._spawn, self._in_thread)
+        self._carrier = Carrier(self._session, self._aboard, self._hurry.set, self._spawn, self._in_thread)
 
     async def open(self) -> None:
         """Connect."""
@@ -208,27 +187,23 @@ class Batches:
 
     async def _run(self, task: ModelTask, flight: _Flight) -> list[Any]:
         packed = await self._models.get(task.call)
-        parcel = packed.parcel(self._session, task.call)
-        name = parcel.call.uuid
-        try:
-            pickled, body = await self._in_thread(
-                _both_pickled, parcel, task.inputs if task.errand is None else task.errand
-            )
-        except Exception as error:
-            raise ModelError(f"model {task.call.uuid}: its inputs cannot be sent to a worker: {error}") from error
-        worker, trouble = None, ""
+        name = packed.name(task.call)
+        parcel = await packed.pickled(task.call)
+        worker, trouble, alone = None, "", task.errand is not None or goes_alone(task.call)
+        what = task.inputs if task.errand is None else task.errand
         for _ in range(_TRIES):
             try:
-                kind, value = await self._submitted(task, flight, pickled, body, worker)
+                load = Load(task.key, flight, parcel, what, packed.pace, worker, alone)
+                kind, value = await self._answer(task, flight.needs, load)
                 if kind == LACKING:
                     worker, trouble = value
-                    await self._deliver(task.call, name, packed, worker)
+                    await self._models.deliver(task.call, name, packed, worker, await self._aboard())
                 elif kind == DROPPED:
                     trouble = "a worker dropped it"
                 else:
                     return _outputs(kind, value, name, task)
             except DroppedError as error:
-                worker, trouble = None, str(error)
+                worker, trouble, alone = None, str(error), True
             except asyncio.CancelledError as error:
                 if is_ours(error):
                     raise
@@ -237,62 +212,34 @@ class Batches:
             f"a batch of {task.size} for model {task.call.uuid} was submitted {_TRIES} times, the last time: {trouble}"
         )
 
-    async def _submitted(
-        self, task: ModelTask, flight: _Flight, parcel: bytes, body: bytes, prefer: str | None
-    ) -> tuple[str, Any]:
-        async with self._window(flight.needs).place():
-            await self._connected.wait()
-            connection = flight.aboard = self._connected_to()
-            try:
-                key = f"{task.key}-{self._session}{next(self._numbers)}"
-                answer = await connection.run(key, flight.needs, parcel, body, prefer)
-            except LostError as error:
-                self._hurry.set()
-                raise _lost(connection, error) from error
-            finally:
-                flight.aboard = None
+    async def _answer(self, task: ModelTask, needs: Needs, load: Load) -> tuple[str, Any]:
+        if self._carrier.stand_in_line(needs, load):
+            self._resize()
+        try:
+            seconds, answer = await load.answer
+        except UnsendableError as error:
+            raise ModelError(f"model {task.call.uuid}: its inputs cannot be sent to a worker: {error}") from error
         try:
             kind, value = await self._unpickled(answer)
         except Exception as error:
             raise ModelError(f"model {task.call.uuid}: its outputs cannot be unpickled: {error}") from error
+        if seconds is not None and kind == OUTPUTS:
+            load.pace.took(seconds)
         return kind, value
 
     async def _unpickled(self, answer: bytes) -> tuple[str, Any]:
-        if len(answer) < _IN_PASSING:
+        if len(answer) < SMALL:
             return pickle.loads(answer)  # type: ignore[no-any-return]  # noqa: S301 - our worker's
         return await self._in_thread(pickle.loads, answer)
+
+    async def _aboard(self) -> Connection:
+        while self._connection is None:  # it may be lost again before we hear that there is one
+            await self._connected.wait()
+        return self._connection
 
     def _connected_to(self) -> Connection:
         assert self._connection is not None, "the event is set"  # noqa: S101 - tells mypy
         return self._connection
-
-    # models
-
-    async def _pack(self, call: ModelCall) -> _Packed:
-        fetch = self._loader.fetch() if call.artifact is not None else None
-        if call.artifact is not None and fetch is not None:
-            return _Packed(call.artifact, None, fetch)
-        payload = await self._loader.payload(call)
-        sha256 = await self._in_thread(lambda: hashlib.sha256(payload).hexdigest())
-        return _Packed(sha256, payload if call.artifact is None else None, None)
-
-    async def _deliver(self, call: ModelCall, name: str, packed: _Packed, worker: str) -> None:
-        """Bring a model to a worker that cannot get it by itself; once, however many batches it lacks it for."""
-        delivery = self._deliveries.get((worker, name))
-        if delivery is None:
-            delivery = self._spawn(self._delivering(call, name, packed, worker), name="asyncdl: delivering a model")
-            self._deliveries[worker, name] = delivery
-            delivery.add_done_callback(lambda _: self._deliveries.pop((worker, name), None))
-        await asyncio.shield(delivery)
-
-    async def _delivering(self, call: ModelCall, name: str, packed: _Packed, worker: str) -> None:
-        payload = packed.payload if packed.payload is not None else await self._loader.payload(call)
-        connection = self._connected_to()
-        try:
-            await connection.deliver(name, payload, worker)
-        except LostError as error:
-            self._hurry.set()
-            raise _lost(connection, error) from error
 
     # the cluster
 
@@ -343,24 +290,15 @@ class Batches:
         self._connected.clear()
         for flight in list(self._flights):
             if flight.aboard is connection:
-                flight.fail(_lost(connection, error))
+                flight.fail(lost(connection, error))
         await connection.aclose()
-
-    def _window(self, needs: Needs) -> Window:
-        if needs not in self._windows:
-            self._windows[needs] = Window()
-            self._resize()
-        return self._windows[needs]
 
     def _resize(self) -> None:
         if self._connection is None:
             return  # those inside wait for the next one
         crew = self._connection.crew
-        for needs, window in self._windows.items():
-            window.resize(self._options.ahead * crew.threads(needs))
-        for (worker, _), delivery in self._deliveries.items():
-            if worker not in crew:
-                delivery.cancel()
+        self._carrier.resize(self._options.ahead, crew)
+        self._models.give_up(crew)
 
     def _end_the_hopeless(self) -> None:
         """Fail the batches for which there has been no worker, or no scheduler, for too long."""
@@ -381,16 +319,6 @@ class Batches:
             return self._trouble or "the connection to the Dask scheduler is lost"
         crew = self._connection.crew
         return None if crew.able(needs) else crew.why_none(needs)
-
-
-def _both_pickled(parcel: Parcel, inputs: Any) -> tuple[bytes, bytes]:
-    return cloudpickle.dumps(parcel), cloudpickle.dumps(inputs)
-
-
-def _lost(connection: Connection, error: LostError) -> WorkerLostError:
-    return WorkerLostError(
-        f"the Dask scheduler at {connection.address} {error}, and what it had to run is lost with it"
-    )
 
 
 def _outputs(kind: str, value: Any, name: str, task: ModelTask) -> list[Any]:

@@ -127,8 +127,10 @@ class Connection:
             logger.info("Dask workers at %s could not be asked: %r", self.address, error)
             return {}
 
-    async def run(self, key: str, needs: Needs, parcel: bytes, body: bytes, prefer: str | None = None) -> bytes:
-        """Have a batch run by a worker, one that is preferred if it is there, and return what it answered.
+    async def run(
+        self, key: str, needs: Needs, parcel: bytes, body: bytes, prefer: str | None = None, *, bundled: bool = False
+    ) -> bytes:
+        """Have a batch, or a bundle, run by a worker, one that is preferred if it is there, and return what it answered.
 
         Raises
         ------
@@ -144,7 +146,8 @@ class Connection:
         refused = bool(self.crew.refused)
         only = tuple(self.crew.able(needs)) if refused else (prefer,) if prefer is not None else None
         what = body if len(body) < _LARGE else await self._placed(body, only)
-        return bytes(await self._result(await self._submissions.submit(key, Whom(needs, only, refused), parcel, what)))
+        whom = Whom(needs, only, refused, bundled)
+        return bytes(await self._result(await self._submissions.submit(key, whom, parcel, what)))
 
     async def deliver(self, name: str, payload: bytes, worker: str) -> None:
         """Bring a model to a worker that cannot get it by itself: once, and not through the scheduler where it can be so."""

@@ -23,7 +23,7 @@ _FETCHES = 2
 
 @dataclass(frozen=True, slots=True)
 class Whom:
-    """Which workers may run a task.
+    """Which workers may run a task, and by which function.
 
     Parameters
     ----------
@@ -33,11 +33,14 @@ class Whom:
         Their addresses; None: any.
     strict
         Whether it must be one of ``only``, or had better be.
+    bundled
+        Whether it is for `dask_worker.run_bundle`.
     """
 
     needs: Needs
     only: tuple[str, ...] | None = None
     strict: bool = False
+    bundled: bool = False
 
 
 class Submissions:
@@ -48,7 +51,7 @@ class Submissions:
         self._waiting: defaultdict[Whom, list[tuple[str, bytes, Any, asyncio.Future[Future]]]] = defaultdict(list)
 
     async def submit(self, key: str, whom: Whom, parcel: bytes, body: Any) -> Future:
-        """Have Dask run `dask_worker.run_batch`; one that is cancelled before this returns is not run."""
+        """Have Dask run a batch, or a bundle; one that is cancelled before this returns is not run."""
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(self._send)
@@ -65,7 +68,7 @@ class Submissions:
             keys, parcels, bodies, submitted = zip(*wanted, strict=True)
             try:
                 futures = self._client.map(
-                    dask_worker.run_batch,
+                    dask_worker.run_bundle if whom.bundled else dask_worker.run_batch,
                     parcels,
                     bodies,
                     [key.encode() for key in keys],

@@ -79,6 +79,20 @@ async def run_batch(parcel: bytes, body: bytes, key: bytes) -> bytes:
     return await (await _workplace()).run(parcel, body, key.decode())
 
 
+async def run_bundle(parcel: bytes, bodies: bytes, key: bytes) -> bytes:
+    """Run batches of one model, one after the other, and return the pickled seconds and answer of each.
+
+    ``bodies`` is a pickled list of pickled inputs; the rest is as for `run_batch`.
+    """
+    return await (await _workplace()).run_bundle(parcel, bodies, key.decode())
+
+
+async def skip(key: str, numbers: list[int], *, dask_worker: Any) -> None:
+    """Leave out some batches of a bundle, if it is here."""
+    if dask_worker in _workplaces and key in dask_worker.state.tasks:
+        (await _workplaces[dask_worker]).skip(key, numbers)
+
+
 async def deliver(name: str, payload: bytes) -> None:
     """Take in a model that the worker could not get by itself."""
     (await _workplace()).delivered[name] = payload
@@ -141,6 +155,8 @@ def _plugin(workplace: Workplace) -> Any:
         def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
             if start == "executing" and finish in {"cancelled", "released", "forgotten"}:
                 workplace.cancel(str(key))
+            if finish == "forgotten":
+                workplace.skipped.pop(str(key), None)
 
         async def teardown(self, worker: Any) -> None:
             await workplace.backend.aclose()
@@ -173,6 +189,8 @@ class Workplace:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
         self._used: dict[str, float] = {}
         self._running: dict[str, asyncio.Task[list[Any]] | ComputeFuture] = {}
+        self._bundles: dict[str, str] = {}
+        self.skipped: defaultdict[str, set[int]] = defaultdict(set)
 
     async def run(self, pickled: bytes, body: bytes, key: str) -> bytes:
         """Return the answer for a batch."""
@@ -223,9 +241,33 @@ class Workplace:
 
         return await self.sites.run(errand, parcel.client, compute)
 
+    async def run_bundle(self, pickled: bytes, bodies: bytes, key: str) -> bytes:
+        """Return the seconds and answers for batches that came together."""
+        answers: list[tuple[float, bytes]] = []
+        self._bundles[key] = ""
+        try:
+            for number, body in enumerate(pickle.loads(bodies)):  # noqa: S301 - our client's
+                begun = time.perf_counter()
+                if key in self._bundles and number not in self.skipped.get(key, ()):
+                    self._bundles[key] = each = _batch_of(key, number)
+                    answer = await self.run(pickled, body, each)
+                else:  # Dask may want a task again that it had cancelled: there is an answer for each
+                    answer = pickle.dumps((DROPPED, None))
+                answers.append((time.perf_counter() - begun, answer))
+        finally:
+            self._bundles.pop(key, None)
+            self.skipped.pop(key, None)
+        return bytes(await _aside(sum(len(answer) for _, answer in answers), pickle.dumps, answers))
+
+    def skip(self, key: str, numbers: list[int]) -> None:
+        """Leave out some batches of a bundle; stop the one among them that runs."""
+        self.skipped[key].update(numbers)
+        for number in numbers:
+            self.cancel(_batch_of(key, number))
+
     def cancel(self, key: str) -> None:
-        """Stop a batch, whose result nobody wants any more."""
-        running = self._running.pop(key, None)
+        """Stop a batch, or a bundle, whose result nobody wants any more."""
+        running = self._running.pop(self._bundles.pop(key, key), None)
         if running is not None:
             running.cancel()
 
@@ -284,6 +326,10 @@ class Workplace:
         since = time.monotonic() - _UNUSED
         for name in [each for each, used in self._used.items() if used < since]:
             self.forget(name)
+
+
+def _batch_of(key: str, number: int) -> str:
+    return f"{key}/{number}"
 
 
 def _sha256(data: bytes) -> str:

@@ -7,6 +7,7 @@ import gc
 import statistics
 import threading
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,7 @@ class Soaked:
 
     inserted: int = 0
     held: list[Held] = field(default_factory=list)
-    latencies: list[float] = field(default_factory=list)
+    latencies: array[float] = field(default_factory=lambda: array("d"))
     """Seconds, in the order of asking."""
 
     def summary(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ async def soak(uris: dict[str, str], seconds: float, rate: int) -> Soaked:
 
 async def _insert(db: Datalayer, found: Soaked, count: int, rate: int) -> None:
     room = asyncio.Semaphore(2 * rate)
-    latencies = [0.0] * count
+    latencies = array("d", bytes(8 * count))
 
     async def one(number: int) -> None:
         begun = time.perf_counter()
