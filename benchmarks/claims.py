@@ -1,11 +1,10 @@
 """Eight processes that claim jobs at once: how many claims a second, and what share of the tries is in vain.
 
-    python benchmarks/claims.py [postgresql postgresql://... ...] [--jobs 2000] [--processes 8] [--rounds 3]
+    python benchmarks/claims.py [postgresql postgresql://... ...] [--jobs 600] [--processes 8] [--rounds 2]
 
-``commit`` is what a runner does: a commit for each job, each waiting for its turn among all commits, and often too late.
-``skip locked`` is what it could do were a claim not to depend on anything but its job: one transaction for eight jobs that
-passes over those that others are about to claim, without a turn. Each process looks for eight jobs at a time, as a runner with
-nothing to do does. The rounds of the two alternate.
+``skip locked`` is what a runner does: one transaction for eight jobs that passes over those that others are about to claim,
+without a turn. ``commit`` is what it did: a commit for each job, each waiting for its turn among all commits, and often too late.
+Each process looks for eight jobs at a time, as a runner with nothing to do does. The rounds of the two alternate.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from databases import database, scheme
 from processes import process, ready, told_to_end
 
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
-from asyncdl.drivers.sql import Statement
 from asyncdl.errors import ConflictError
 from asyncdl.metadata.base import ClaimJob, JobFilter, JobRecord, PutJob
 from asyncdl.metadata.sql import SQLMetadataStore
@@ -35,10 +33,6 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8
 _LEASE = 1e9
-_FREE = "SELECT id FROM _asyncdl_jobs WHERE id = ANY($1) AND state = 'pending' FOR UPDATE SKIP LOCKED"
-_CLAIM = (
-    "UPDATE _asyncdl_jobs SET state = 'running', owner = $1, lease = $2, attempts = attempts + 1 WHERE id = ANY($3)"
-)
 
 
 @asynccontextmanager
@@ -72,12 +66,8 @@ async def claim(uri: str, way: str) -> None:
 
 async def together(metadata: SQLMetadataStore, wanted: Sequence[JobRecord], owner: str) -> int:
     """Claim those that nobody else is about to."""
-    free = Statement(_FREE, ([each.id for each in wanted],), fetch=True)
-    async with metadata.database.transaction() as tx:
-        [found] = await tx.run(free)
-        ids = [row[0] for row in found.rows]
-        await tx.commit(Statement(_CLAIM, (owner, time.time() + _LEASE, ids), expect=len(ids)))
-    return len(ids)
+    now = time.time()
+    return len(await metadata.claim(*(ClaimJob(each.id, owner, now, now + _LEASE, each.attempts) for each in wanted)))
 
 
 async def one_by_one(metadata: SQLMetadataStore, wanted: Sequence[JobRecord], owner: str) -> int:
@@ -119,9 +109,9 @@ def main() -> None:
     """Measure, and print a line of JSON for each database."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("database", nargs="*", default=["postgresql"])
-    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=600)
     parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--claim", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.claim:

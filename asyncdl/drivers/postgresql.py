@@ -296,8 +296,11 @@ class PostgreSQLDatabase(PooledDatabase):
 
     def lock(self, name: str) -> tuple[Statement, ...]:
         """Return the statement that takes an advisory lock to the end of the transaction."""
-        key = int.from_bytes(hashlib.sha256(f"asyncdl {name}".encode()).digest()[:8], "big", signed=True)
-        return (Statement(f"SELECT pg_advisory_xact_lock({key})", quiet=True),)
+        return (Statement(f"SELECT pg_advisory_xact_lock({_key(name)})", quiet=True),)
+
+    def share(self, name: str) -> tuple[Statement, ...]:
+        """Return the statement that shares an advisory lock to the end of the transaction."""
+        return (Statement(f"SELECT pg_advisory_xact_lock_shared({_key(name)})", quiet=True),)
 
     def announce(self, words: str) -> tuple[Statement, ...]:
         """Return the statement that notifies those who listen."""
@@ -343,3 +346,7 @@ class PostgreSQLDatabase(PooledDatabase):
             driver.terminate()
             raise StoreUnavailableError(f"{self.url}: the listening connection is lost") from error
         return ""
+
+
+def _key(lock: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"asyncdl {lock}".encode()).digest()[:8], "big", signed=True)

@@ -202,6 +202,13 @@ class SQLDatabase(Counted):
         """
         return ()
 
+    def share(self, name: str) -> tuple[Statement, ...]:
+        """Return the statements that wait for who has the `lock` of this name, and keep others from it, but for who shares it.
+
+        None, where the database cannot: then rows that others have locked cannot be passed over either (``SKIP LOCKED``).
+        """
+        return ()
+
     def announce(self, words: str) -> tuple[Statement, ...]:
         """Return the statements that tell those who iterate over `changes` of this transaction, once it is committed."""
         return ()

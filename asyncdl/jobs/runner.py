@@ -173,44 +173,57 @@ class Runner:
         return await self._claim_among(oldest, group, now, 1)
 
     async def _claim_among(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float, free: int) -> int:
-        claimed = 0
-        aside: set[str] = set()
-        for job in jobs:
-            if job.id in self._running or claimed == free or job.target in aside or not self._may_run(job):
-                continue
+        claimed, rest = 0, list(jobs)
+        while chosen := self._choose(rest, free - claimed):
             async with self._claiming:
-                if await self._claim_one(job, group, now):
-                    claimed += 1
-                    continue
-            # Another process was first, or its listener is paused.
-            closed = await self._pauses.closed([job.target])
-            if closed:
-                paused = [each for each in jobs if each.target == job.target and each.id not in self._running]
-                await self._pauses.put_aside(paused, closed[job.target], self.owner)
-                aside.add(job.target)
+                mine = await self._claim_all(chosen, group, now)
+            claimed += len(mine)
+            # Of the others another process was first, or their listener is paused.
+            missed = {job.target for job in chosen if job.id not in mine}
+            closed = await self._pauses.closed(missed) if missed else {}
+            for target, stands in closed.items():
+                paused = [job for job in jobs if job.target == target and job.id not in self._running]
+                await self._pauses.put_aside(paused, stands, self.owner)
+            rest = [job for job in rest if job not in chosen and job.target not in closed]
         return claimed
 
-    async def _claim_one(self, job: JobRecord, group: asyncio.TaskGroup, now: float) -> bool:
+    def _choose(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
+        """Return the first jobs that may run here beside each other, and beside those that do."""
+        chosen: list[JobRecord] = []
+        for job in jobs:
+            if len(chosen) == free:
+                break
+            if job.id not in self._running and self._may_run(job, chosen):
+                chosen.append(job)
+        return chosen
+
+    async def _claim_all(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float) -> set[str]:
         until = now + self._options.lease
-        gate = await self._pauses.gate(job.target)
-        try:
-            await self._stores.metadata.commit(ClaimJob(job.id, self.owner, now, until, job.attempts, gate))
-        except ConflictError:
-            return False
+        claims = [
+            ClaimJob(job.id, self.owner, now, until, job.attempts, await self._pauses.gate(job.target)) for job in jobs
+        ]
+        begun = await self._stores.metadata.claim(*claims)
+        for job in jobs:
+            if job.id in begun:
+                self._begin(job, group, now, until)
+        return begun
+
+    def _begin(self, job: JobRecord, group: asyncio.TaskGroup, now: float, until: float) -> None:
         mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
         self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
         self._parts[job.id] = _part(job)
         if job.kind == TRAIN:
             self._trainings.add(job.id)
         self._claims += 1
-        return True
 
-    def _may_run(self, job: JobRecord) -> bool:
+    def _may_run(self, job: JobRecord, chosen: Sequence[JobRecord]) -> bool:
         """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
-        if job.kind == TRAIN and len(self._trainings & self._running.keys()) >= max(1, self._options.concurrency // 2):
-            return False  # they take long, and others have work to do as well
+        if job.kind == TRAIN:
+            trainings = len(self._trainings & self._running.keys()) + sum(each.kind == TRAIN for each in chosen)
+            if trainings >= max(1, self._options.concurrency // 2):
+                return False  # they take long, and others have work to do as well
         part = _part(job)
-        return part is None or part not in self._parts.values()
+        return part is None or part not in {*self._parts.values(), *map(_part, chosen)}
 
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from asyncdl.errors import ConflictError
 from asyncdl.metadata.clock import StoreClock
 
 JobState = Literal["pending", "running", "paused", "succeeded", "failed", "cancelled", "upstream_failed"]
@@ -239,9 +241,7 @@ class ClaimJob:
     So it must still be after ``attempts`` attempts, unless that is None: it is as it was when it was read. And the cursor
     ``gate``, should there be one of this name, must not stand below 0.
 
-    Note for implementers: because of the gate, a claim takes its turn among the commits on SQL databases. With ``FOR UPDATE
-    SKIP LOCKED`` workers would claim beside each other, several jobs at once, and several times as many a second
-    (``benchmarks/claims.py``); but who closes a gate must not miss a claim that is under way.
+    In a commit it takes its turn among all commits; `MetadataStore.claim` need not.
     """
 
     id: str
@@ -554,6 +554,25 @@ class MetadataStore(ABC):
     @abstractmethod
     async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
         """Return jobs that `ClaimJob` would take now, in the order they should be: by priority, then age."""
+
+    async def claim(self, *claims: ClaimJob) -> set[str]:
+        """Begin those of some attempts whose conditions hold, and return their jobs' ids: they do not depend on each other.
+
+        All are of one owner, with one time and one lease. A job that another worker is about to claim may count as claimed by it.
+
+        Note for implementers: this may pass by the turn of the commits, since it appends no event; but one who closes a gate
+        must not miss a claim that is under way, and a claim must not miss a gate that is being closed.
+        """
+        if len(claims) > 1:
+            with suppress(ConflictError):
+                await self.commit(*claims)
+                return {claim.id for claim in claims}
+        begun = set()
+        for claim in claims:
+            with suppress(ConflictError):
+                await self.commit(claim)
+                begun.add(claim.id)
+        return begun
 
     @abstractmethod
     async def next_due(self, now: float) -> float | None:

@@ -42,6 +42,9 @@ from asyncdl.metadata.sql_tables import (
 )
 from asyncdl.metadata.wakeup import TOPICS, Wakeup, topics_of
 
+_GATES = "gates"
+"""The lock that claims share, and that who closes a gate has alone."""
+
 
 class SQLMetadataStore(MetadataStore):
     """Records in tables of one SQL database, ``_asyncdl_*``.
@@ -144,6 +147,8 @@ class SQLMetadataStore(MetadataStore):
         # One commit after the other where the database would let them run together: so conditions hold until the end, and
         # events become visible in the order of their numbers.
         statements: list[Statement] = [*self.database.lock("commit")] if changes else []
+        if any(isinstance(each, base.MoveCursor) and each.seq < 0 for each in changes) and self.database.share(_GATES):
+            statements.extend(self.database.lock(_GATES))  # claims under way end before a gate is closed
         for change in self.stamped(changes):
             if isinstance(change, base.AppendEvent):
                 appended.append((len(statements), change))
@@ -160,6 +165,52 @@ class SQLMetadataStore(MetadataStore):
                 raise ConflictError(str(error)) from error
         self._wakeup.wake(topics)
         return [self._event(change, outcomes[at]) for at, change in appended]
+
+    async def claim(self, *claims: base.ClaimJob) -> set[str]:
+        """Begin those of some attempts whose conditions hold; beside the commits, where locked rows can be passed over."""
+        self._check()
+        if not claims or not self.database.share(_GATES):
+            return await super().claim(*claims)
+        async with self.database.transaction() as tx:
+            begun = await self.claim_within(tx, *claims)
+            await tx.commit(*self.database.announce(f"{self._name} anything") if begun else ())
+        if begun:
+            self._wakeup.wake(["anything"])
+        return begun
+
+    async def claim_within(self, tx: SQLTransaction, *claims: base.ClaimJob) -> set[str]:
+        """Begin attempts in a transaction that does nothing else.
+
+        It shares the lock that who closes a gate needs for itself, and takes it first. What it waits for then is nothing: so it
+        stands in nobody's way for long, and cannot be part of a deadlock.
+        """
+        tx.defer(*self.database.share(_GATES))
+        shut = await self._closed(tx, {claim.gate for claim in claims if claim.gate is not None})
+        tries = {claim.id: claim for claim in claims if claim.gate not in shut}
+        if not tries:
+            return set()
+        ids = _numbered("id", tries)
+
+        def free() -> Any:
+            query = select(jobs.c.id, jobs.c.attempts).where(_among(jobs.c.id, ids), claimable())
+            return query.with_for_update(skip_locked=True)
+
+        [found] = await tx.run(self._select(f"free{len(ids)}", free, ids | {"now": claims[0].now}))
+        begun = {job for job, attempts in found.rows if tries[job].attempts in (None, attempts)}
+        if begun:
+            tx.defer(self._changes.begin(claims[0], _numbered("id", begun), len(begun)))
+        return begun
+
+    async def _closed(self, tx: SQLTransaction, gates: Collection[str]) -> set[str]:
+        names = _numbered("gate", gates)
+
+        def build() -> Any:
+            return select(cursors.c.name).where(_among(cursors.c.name, names), cursors.c.seq < literal_column("0"))
+
+        if not names:
+            return set()
+        [found] = await tx.run(self._select(f"closed{len(names)}", build, names))
+        return {str(name) for [name] in found.rows}
 
     @staticmethod
     def _event(change: base.AppendEvent, outcome: Outcome) -> EventRecord:

@@ -215,6 +215,25 @@ class ChangeCompiler:
             conflict=f"job {change.id} was claimed by another worker, or is not to be begun now",
         )
 
+    def begin(self, claim: base.ClaimJob, ids: dict[str, str], count: int) -> Statement:
+        """Return the statement that begins attempts of jobs that are known to be free, as one claim has it."""
+        return self._statement(
+            f"begin{len(ids)}",
+            lambda: (
+                update(jobs)
+                .where(jobs.c.id.in_([P(name) for name in ids]))
+                .values(
+                    state="running",
+                    owner=P("new_owner"),
+                    lease=P("new_lease"),
+                    started=P("now"),
+                    attempts=jobs.c.attempts + literal_column("1"),
+                )
+            ),
+            ids | {"new_owner": claim.owner, "new_lease": claim.lease, "now": claim.now},
+            expect=count,
+        )
+
     @statements.register
     def _(self, change: base.PrioritizeJobs) -> Iterator[Statement]:
         for job, priority in change.priorities.items():

@@ -7,6 +7,7 @@ store. It needs the pytest plugin of anyio, on asyncio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from abc import ABC, abstractmethod
@@ -793,16 +794,34 @@ class MetadataStoreTests(ABC):
             steps.append(due)
         assert steps == [50.5, 60.5]
 
+    async def test_of_claims_made_together_each_stands_for_itself(self, store: MetadataStore) -> None:
+        await store.commit(*(PutJob(job(each)) for each in ["free", "taken", "gated", "open", "attempted", "not due"]))
+        await store.commit(ClaimJob("taken", "you", 5.0, 99.0), MoveCursor("shut", -1), MoveCursor("up", 1))
+        await store.commit(SetJobState("not due", "pending", ("pending",), 50.0))
+        await store.commit(ClaimJob("attempted", "dead", 1.0, 2.0))
+        gates = {"gated": "shut", "open": "up", "free": None, "attempted": "none of this name"}
+        tries = ["free", "taken", "gated", "open", "no such job", "attempted", "not due"]
+        claims = [ClaimJob(each, "me", 6.0, 16.0, 0, gates.get(each)) for each in tries]
+        seen = await store.wait_for_commits(0)
+        assert await store.claim(*claims) == {"free", "open"}
+        assert await store.wait_for_commits(seen) > seen
+        begun = await store.jobs(JobFilter(owner="me"))
+        assert {each.id for each in begun} == {"free", "open"}
+        assert {(each.state, each.attempts, each.lease, each.started) for each in begun} == {("running", 1, 16.0, 6.0)}
+        assert await store.claim(*claims) == set()
+        later = [ClaimJob("attempted", "you", 16.0, 20.0, 1), ClaimJob("free", "you", 16.0, 20.0)]
+        assert await store.claim(*later) == {"attempted", "free"}
+        assert await store.claim() == set()
+
     async def test_of_20_workers_one_claims_each_job(self, store: MetadataStore, other: MetadataStore) -> None:
         async def work(n: int) -> list[str]:
-            on, mine = (store, other)[n % 2], []
+            on, mine = (store, other)[n % 2], list[str]()
             while waiting := await on.claimable(5.0, limit=4):
-                for each in waiting:
-                    try:
+                mine += await on.claim(*(ClaimJob(each.id, f"{n}", 5.0, 10.0) for each in waiting[:2]))
+                for each in waiting[2:]:
+                    with contextlib.suppress(ConflictError):
                         await on.commit(ClaimJob(each.id, f"{n}", 5.0, 10.0))
-                    except ConflictError:
-                        continue
-                    mine.append(each.id)
+                        mine.append(each.id)
             return mine
 
         await store.commit(*(PutJob(job(f"{n}")) for n in range(60)))

@@ -11,8 +11,9 @@ import pytest
 
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.errors import ConfigurationError
+from asyncdl.metadata.base import ClaimJob, JobFilter, MoveCursor, PutJob
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event
+from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event, job
 from tests.postgresql import Server
 
 pytestmark = pytest.mark.anyio
@@ -76,3 +77,46 @@ async def test_waking_goes_on_when_the_listening_connection_was_killed(
         async with asyncio.timeout(5):
             await look(n)
     await other.aclose()
+
+
+async def _until_one_waits_for_a_lock(store: SQLMetadataStore) -> None:
+    """Wait until the server says so: what is held up then is held up by the transaction that is open."""
+    while not await store.database.fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+        pass  # each look is a round trip
+
+
+async def test_who_closes_a_gate_waits_for_a_claim_under_way_and_sees_it(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as tx:
+        assert await store.claim_within(tx, ClaimJob("a", "me", 3.0, 9.0, gate="gate")) == {"a"}
+        closing = asyncio.create_task(store.commit(MoveCursor("gate", -1, expected=0)))
+        await _until_one_waits_for_a_lock(store)
+        assert await store.jobs(JobFilter(states=["running"])) == []  # who looked now would miss it
+        await tx.commit()
+    await closing
+    assert [each.id for each in await store.jobs(JobFilter(states=["running"]))] == ["a"]
+    assert await store.claim(ClaimJob("b", "me", 3.0, 9.0, gate="gate")) == set()
+
+
+async def test_a_claim_waits_for_who_is_closing_a_gate_and_is_refused(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as tx:
+        await tx.run(*store.database.lock("gates"))  # as `commit` does
+        await tx.run(*store._changes.statements(MoveCursor("gate", -1, expected=0)))
+        claims = ClaimJob("a", "me", 3.0, 9.0, gate="gate"), ClaimJob("b", "me", 3.0, 9.0, gate="of another")
+        claiming = asyncio.create_task(store.claim(*claims))
+        await _until_one_waits_for_a_lock(store)
+        assert not claiming.done()
+        await tx.commit()
+    assert await claiming == {"b"}
+
+
+async def test_claims_pass_over_what_others_are_claiming_and_wait_for_no_commit(store: SQLMetadataStore) -> None:
+    await store.commit(PutJob(job("a")), PutJob(job("b")))
+    async with store.database.transaction() as held, store.database.transaction() as tx:
+        await held.run(*store.database.lock("commit"))
+        assert await store.claim_within(tx, ClaimJob("a", "me", 3.0, 9.0)) == {"a"}
+        both = [ClaimJob(each, "you", 3.0, 9.0) for each in "ab"]
+        assert await asyncio.wait_for(store.claim(*both), 60) == {"b"}
+        await tx.commit()
+    assert {(each.id, each.owner) for each in await store.jobs()} == {("a", "me"), ("b", "you")}
