@@ -212,3 +212,25 @@ async def test_passwords_show_nowhere(dask, tmp_path, caplog):
             assert PASSWORD.encode() not in pickle.dumps(site)  # not where a pickle is shown as it is, either
     assert PASSWORD not in caplog.text
     assert PASSWORD not in dask.log.read_text()
+
+
+async def test_workers_disconnect_when_the_last_client_leaves(postgresql, dask_cluster, tmp_path):
+    stores = {"databackend": postgresql.url(tmp_path), "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'asyncdl' AND client_port > 0"
+
+    def connections() -> int:
+        return int(postgresql.run(connected)[0][0])
+
+    before = await asyncio.to_thread(connections)
+    async with asyncdl.connect(**stores, compute=dask_cluster.url) as db:
+        t = await fill(db)
+        await db.add(Listener("same", model=Model("same", lambda x: x), key="x", select=t), wait=True)
+        assert await asyncio.to_thread(connections) > before
+
+    def until_gone() -> None:
+        until = time.monotonic() + 30
+        while connections() > before:
+            assert time.monotonic() < until, "workers are still connected"
+            time.sleep(0.05)  # nobody tells when a server has noticed
+
+    await asyncio.to_thread(until_gone)
