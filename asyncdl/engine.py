@@ -30,6 +30,7 @@ from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.retention import Retention
 from asyncdl.jobs.runner import Runner, RunnerOptions
 from asyncdl.jobs.scheduler import Scheduler
+from asyncdl.jobs.sites import Errands
 from asyncdl.jobs.ticking import Ticking
 from asyncdl.jobs.work import Stores
 from asyncdl.learning import Learning
@@ -79,8 +80,9 @@ class Engine:
         limited = LimitedCompute(compute, metadata, options.runner.lease)
         self._intents = intents = Intents(metadata)
         self._leases = ArtifactLeases(metadata, artifact_store, intents)
+        errands = Errands(metadata, databackend, limited)
         self.stores = stores = Stores(
-            metadata, databackend, limited, self.registry, self._leases, intents, options.shard_rows
+            metadata, databackend, limited, self.registry, self._leases, intents, options.shard_rows, errands
         )
         self._dropping = Dropping(stores, intents, options.runner.lease)
         self.installer = Installer(stores, self._leases, self._dropping)

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from asyncdl.errors import ComputeError
+
 Placement = Literal["loop", "thread", "process"]
 
 OWN = "asyncdl:"
@@ -129,6 +131,48 @@ def kinds_of(error: BaseException) -> tuple[str, ...]:
     return tuple(name_of_type(each) for each in type(error).__mro__)
 
 
+class Site(Protocol):
+    """What errands need to have open where they run: pickled to get there, opened once, and closed with the last who used it."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+
+    async def open(self) -> OpenSite:
+        """Open it, or raise whatever it likes."""
+
+
+class OpenSite(Protocol):
+    """A site that is open."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class Errand(ABC):
+    """A batch whose inputs are fetched, and whose outputs are put away, by the worker that runs it: they never pass here.
+
+    It is pickled to get there.
+    """
+
+    site: Site
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many inputs there are, as far as one knows."""
+
+    @abstractmethod
+    async def run(self, site: Any, compute: Callable[[Sequence[Any]], Awaitable[list[Any]]]) -> Any:
+        """Do it, on the open site, and return what is to be known of it.
+
+        It may run twice, and end after nobody waits for it any more. An error of asyncdl's own reaches who submitted it.
+        """
+
+
+class UnreachableError(ComputeError):
+    """A worker cannot open the site of an errand."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelTask:
     """One batch for one model.
@@ -141,11 +185,19 @@ class ModelTask:
         The model.
     inputs
         The batch: each element one input, of the form that the call's ``signature`` says.
+    errand
+        What gets the inputs in their place (`ComputeBackend.runs_errands`). The outputs are a list of one then: what it returned.
     """
 
     key: str
     call: ModelCall
     inputs: Sequence[Any]
+    errand: Errand | None = None
+
+    @property
+    def size(self) -> int:
+        """How many inputs there are."""
+        return len(self.inputs if self.errand is None else self.errand)
 
 
 Fetch = Callable[[str], Awaitable[bytes]]
@@ -239,6 +291,10 @@ class ComputeBackend(ABC):
     def loops(self) -> int:
         """How many event loops coroutine models run on."""
         return 1
+
+    def runs_errands(self, call: ModelCall) -> bool:
+        """Return whether a task may have an `Errand`: workers are processes that live longer than a batch."""
+        return False
 
     def reachable_at(self, placement: Placement) -> str | None:
         """Return the address of this machine at which what runs a task reaches this process; None: it runs in this process."""

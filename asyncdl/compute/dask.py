@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelLoader, ModelTask, Placement
+from asyncdl.compute.base import ComputeBackend, ComputeFuture, ModelCall, ModelLoader, ModelTask, Placement
 from asyncdl.compute.dask_batches import Batches, Options, Place
 from asyncdl.compute.local import processors
 from asyncdl.errors import ClosedError, ConfigurationError
@@ -93,6 +93,10 @@ class DaskComputeBackend(ComputeBackend):
         """Drop a model here and on all workers; batches under way keep theirs."""
         if self._running is not None:
             self._running.forget(uuid)
+
+    def runs_errands(self, call: ModelCall) -> bool:
+        """Return that workers open stores by themselves."""
+        return True
 
     def reachable_at(self, placement: Placement) -> str | None:
         """Return this machine's address on the way to the scheduler: workers are thought to be where that is."""

@@ -26,6 +26,7 @@ from asyncdl.compute.dask_cluster import OwnCluster
 from asyncdl.compute.dask_connection import Connection, DroppedError, LostError
 from asyncdl.compute.dask_crew import Needs, needs_of
 from asyncdl.compute.dask_models import Models, lost
+from asyncdl.compute.dask_sites import SITE_REPLIES, site_error
 from asyncdl.compute.dask_worker import DROPPED, LACKING, LOST
 from asyncdl.compute.futures import TaskFuture
 from asyncdl.compute.replies import NO_OUTPUTS, OUTPUTS
@@ -188,10 +189,11 @@ class Batches:
         packed = await self._models.get(task.call)
         name = packed.name(task.call)
         parcel = await packed.pickled(task.call)
-        worker, trouble, alone = None, "", goes_alone(task.call)
+        worker, trouble, alone = None, "", task.errand is not None or goes_alone(task.call)
+        what = task.inputs if task.errand is None else task.errand
         for _ in range(_TRIES):
             try:
-                load = Load(task.key, flight, parcel, task.inputs, packed.pace, worker, alone)
+                load = Load(task.key, flight, parcel, what, packed.pace, worker, alone)
                 kind, value = await self._answer(task, flight.needs, load)
                 if kind == LACKING:
                     worker, trouble = value
@@ -207,7 +209,7 @@ class Batches:
                     raise
                 worker, trouble = None, "the worker went while the model was brought to it"
         raise WorkerLostError(
-            f"a batch of {len(task.inputs)} for model {task.call.uuid} was submitted {_TRIES} times, the last time: {trouble}"
+            f"a batch of {task.size} for model {task.call.uuid} was submitted {_TRIES} times, the last time: {trouble}"
         )
 
     async def _answer(self, task: ModelTask, needs: Needs, load: Load) -> tuple[str, Any]:
@@ -324,6 +326,8 @@ def _outputs(kind: str, value: Any, name: str, task: ModelTask) -> list[Any]:
     if kind == OUTPUTS:
         outputs: list[Any] = value
         return outputs
+    if kind in SITE_REPLIES:
+        raise site_error(kind, value)
     message = str(value).replace(name, task.call.uuid)
     if kind == NO_OUTPUTS:
         raise ModelOutputError(message)

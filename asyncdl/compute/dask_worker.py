@@ -15,13 +15,15 @@ import platform
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from asyncdl.compute.base import ComputeFuture, Fetch, ModelCall, ModelTask
+from asyncdl.compute.base import ComputeFuture, Errand, Fetch, ModelCall, ModelTask, UnreachableError
 from asyncdl.compute.calling import row_error
+from asyncdl.compute.dask_sites import ErrandFailedError, Sites, site_reply
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.compute.replies import FAILED, NO_OUTPUTS, outputs_reply
 from asyncdl.errors import ModelError, ModelOutputError, WorkerLostError
@@ -158,6 +160,7 @@ def _plugin(workplace: Workplace) -> Any:
 
         async def teardown(self, worker: Any) -> None:
             await workplace.backend.aclose()
+            await workplace.sites.aclose()
 
     return Following()
 
@@ -180,11 +183,12 @@ class Workplace:
     def __init__(self, address: str, threads: int) -> None:
         self.address = address
         self.backend = LocalComputeBackend(threads, threads, grace=1.0)
+        self.sites = Sites(address)
         self.delivered: dict[str, bytes] = {}
         self._parcels: dict[str, Parcel] = {}
         self._users: defaultdict[str, set[str]] = defaultdict(set)
         self._used: dict[str, float] = {}
-        self._running: dict[str, ComputeFuture] = {}
+        self._running: dict[str, asyncio.Task[list[Any]] | ComputeFuture] = {}
         self._bundles: dict[str, str] = {}
         self.skipped: defaultdict[str, set[int]] = defaultdict(set)
 
@@ -198,13 +202,18 @@ class Workplace:
             reason = f"its inputs cannot be read on {self.address}: {what.type}: {what.message}\n{what.traceback}"
             return pickle.dumps((FAILED, reason))
         self._uses(parcel)
-        future = self._running[key] = self.backend.submit(ModelTask(key, parcel.call, inputs))
+        running: asyncio.Task[list[Any]] | ComputeFuture
+        if isinstance(inputs, Errand):
+            running = asyncio.create_task(self._errand(parcel, inputs, key), name=f"asyncdl: {key}")
+        else:
+            running = self.backend.submit(ModelTask(key, parcel.call, inputs))
+        self._running[key] = running
         del inputs
         try:
-            outputs = await future
+            outputs = await running
         except asyncio.CancelledError:
             if key in self._running:  # it is the worker that ends
-                future.cancel()
+                running.cancel()
                 raise
             return pickle.dumps((DROPPED, None))
         except _LackingError as error:
@@ -215,9 +224,22 @@ class Workplace:
             return pickle.dumps((LOST, f"on {self.address}: {error}"))
         except ModelError as error:
             return pickle.dumps((FAILED, str(error)))
+        except (UnreachableError, ErrandFailedError) as error:
+            return pickle.dumps(site_reply(error))
         finally:
             self._running.pop(key, None)
         return await asyncio.to_thread(outputs_reply, outputs)
+
+    async def _errand(self, parcel: Parcel, errand: Errand, key: str) -> list[Any]:
+        async def compute(inputs: Sequence[Any]) -> list[Any]:
+            future = self.backend.submit(ModelTask(key, parcel.call, inputs))
+            try:
+                return await future
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+
+        return await self.sites.run(errand, parcel.client, compute)
 
     async def run_bundle(self, pickled: bytes, bodies: bytes, key: str) -> bytes:
         """Return the seconds and answers for batches that came together."""
@@ -245,9 +267,9 @@ class Workplace:
 
     def cancel(self, key: str) -> None:
         """Stop a batch, or a bundle, whose result nobody wants any more."""
-        future = self._running.pop(self._bundles.pop(key, key), None)
-        if future is not None:
-            future.cancel()
+        running = self._running.pop(self._bundles.pop(key, key), None)
+        if running is not None:
+            running.cancel()
 
     # the loader
 
@@ -292,7 +314,8 @@ class Workplace:
                 kept.pop(name, None)
 
     def leave(self, client: str) -> None:
-        """Drop the models that only this client used."""
+        """Drop the models, and close the sites, that only this client used."""
+        self.sites.leave(client)
         for name, users in list(self._users.items()):
             users.discard(client)
             if not users:

@@ -326,6 +326,13 @@ class DataBackend(ABC):
     async def aclose(self) -> None:
         """Close what `open` opened; closing twice is allowed."""
 
+    def elsewhere(self) -> Callable[[Datatypes], DataBackend] | None:
+        """Return what makes this databackend, not open yet, in another process, with datatypes; None: nothing does.
+
+        It is to be pickled, and holds what is needed to connect, a password too; its repr shows none.
+        """
+        return None
+
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[Any]:
         """Begin a transaction; at the end of the block it is committed, by an exception rolled back."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ from asyncdl.databackend.mongo_scan import MongoScanner
 from asyncdl.databackend.mongo_values import MongoValues
 from asyncdl.databackend.mongo_writes import MongoWriter, check_request
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_documents import MongoDocuments
 from asyncdl.drivers.mongo_stream import changes
@@ -126,6 +128,10 @@ class MongoDataBackend(DataBackend):
     def _check_open(self) -> None:
         if not self._open:
             raise ClosedError(f"the databackend {self.url} is not open")
+
+    def elsewhere(self) -> Callable[[Datatypes], DataBackend]:
+        """Return what makes this databackend in another process."""
+        return partial(_on, self.database.elsewhere())
 
     def transaction(self) -> AbstractAsyncContextManager[MongoUnit]:
         """Begin a unit of work."""
@@ -403,3 +409,7 @@ class MongoDataBackend(DataBackend):
     async def failed(self, table: OutputTable, *, limit: int = 1000) -> list[tuple[Key, str]]:
         """Return the root ids and errors of source rows that the model failed on."""
         return [] if table.datatype is None else await self._outputs(table).failed(limit)
+
+
+def _on(database: Elsewhere[MongoDatabase], datatypes: Datatypes) -> MongoDataBackend:
+    return MongoDataBackend(database(), datatypes)

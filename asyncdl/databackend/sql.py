@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from asyncdl.databackend.base import (
@@ -36,6 +37,7 @@ from asyncdl.databackend.sql_values import Values, heavy
 from asyncdl.databackend.sql_writes import SQLWriter
 from asyncdl.databackend.warmup import compile_something
 from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.sql import SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import (
     AsyncDLError,
@@ -118,6 +120,11 @@ class SQLDataBackend(DataBackend):
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)
             await self.database.aclose()
+
+    def elsewhere(self) -> Callable[[Datatypes], DataBackend] | None:
+        """Return what makes this databackend in another process, where its database is a server."""
+        database = self.database.elsewhere()
+        return None if database is None else partial(_on, database)
 
     def transaction(self) -> AbstractAsyncContextManager[SQLTransaction]:
         """Begin a transaction."""
@@ -432,3 +439,7 @@ class SQLDataBackend(DataBackend):
         writer = self._output_writer(table)
         rows = await self._fetch(writer.failed(), [limit])
         return list(zip(writer.decode_ids(rows), [row[-1] for row in rows], strict=True))
+
+
+def _on(database: Elsewhere[SQLDatabase], datatypes: Datatypes) -> SQLDataBackend:
+    return SQLDataBackend(database(), datatypes)

@@ -30,6 +30,14 @@ class Datatypes:
         self._registered: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {}
         self._checks: dict[str, Check] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_checks": {}}
+
+    @property
+    def registered(self) -> bool:
+        """Whether there are any but asyncdl's own."""
+        return bool(self._registered)
+
     def register(self, name: str, encoder: Callable[[Any], bytes], decoder: Callable[[bytes], Any]) -> None:
         """Make ``datatype(name)`` known."""
         self._registered[name] = encoder, decoder

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
 from asyncdl.drivers.mongo_errors import labelled, translated
 from asyncdl.drivers.mongo_values import codec_options
@@ -143,6 +144,10 @@ class MongoDatabase:
     def uri(self) -> str:
         """How another process connects, with the password: not for messages."""
         return self._uri
+
+    def elsewhere(self) -> Elsewhere[MongoDatabase]:
+        """Return what connects to it in another process."""
+        return Elsewhere(MongoDatabase, self._uri)
 
     async def open(self) -> None:
         """Connect; opening twice is counted, and closed by as many `aclose`.

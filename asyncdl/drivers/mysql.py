@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mysql_statements import CHANGES, LOCK, MAKE_CHANGES, MySQLTransaction, quoted, run_script
 from asyncdl.drivers.mysql_values import DEADLOCKS, code_of, filled, literal, read_url, translate
 from asyncdl.drivers.pooled import CLOSE_TIMEOUT, CONNECT_TIMEOUT, WAIT, PooledDatabase, translated
@@ -79,6 +80,7 @@ class MySQLDatabase(PooledDatabase):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._address = read_url(url)
+        self._uri = url
         self.url = self._address.shown
         self.place = self._address.place
         if importlib.util.find_spec("asyncmy") is None:
@@ -113,6 +115,10 @@ class MySQLDatabase(PooledDatabase):
         if sql.startswith("CREATE TABLE"):
             return Statement(f"{sql} ENGINE=InnoDB CHARACTER SET utf8mb4 COLLATE {self.collation}")
         return Statement(sql if self.mariadb else sql.replace(" IF NOT EXISTS", "", 1))
+
+    def elsewhere(self) -> Elsewhere[MySQLDatabase]:
+        """Return what connects to it in another process, with the password."""
+        return Elsewhere(MySQLDatabase, self._uri)
 
     async def _connect(self) -> None:
         self._make_room()

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.pooled import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -92,6 +93,10 @@ class PostgreSQLDatabase(PooledDatabase):
     def dialect(self) -> Dialect:
         """SQLAlchemy's dialect, for compiling."""
         return self._opened().dialect
+
+    def elsewhere(self) -> Elsewhere[PostgreSQLDatabase]:
+        """Return what connects to it in another process, with the password."""
+        return Elsewhere(PostgreSQLDatabase, self._dsn)
 
     async def _connect(self) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - heavy: loaded on opening

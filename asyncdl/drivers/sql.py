@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.drivers.counted import Counted
+from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.errors import AsyncDLError, ClosedError, ConflictError, StoreError
 
 if TYPE_CHECKING:
@@ -162,6 +163,10 @@ class SQLDatabase(Counted):
     def paramstyle(self) -> str:
         """The driver's DB-API parameter style."""
         return str(self.dialect.paramstyle)
+
+    def elsewhere(self) -> Elsewhere[SQLDatabase] | None:
+        """Return what connects to it in another process, with the password, None where it is this process's or machine's own."""
+        return None
 
     @abstractmethod
     def _opened(self) -> Any:

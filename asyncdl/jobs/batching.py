@@ -27,13 +27,20 @@ class BatchSize:
         Where there is no gain in fewer (a coroutine model's concurrency).
     at_most
         Where there is none in more (a model's rate limit).
+    target
+        Another time for the model to spend on one.
+    first
+        How many rows to begin with.
     """
 
-    def __init__(self, at_least: int = 1, at_most: int = LARGEST) -> None:
+    def __init__(
+        self, at_least: int = 1, at_most: int = LARGEST, *, target: float = _TARGET, first: int = _FIRST
+    ) -> None:
+        self._target = target
         self._most = min(at_most, LARGEST)
         self._floor = min(max(SMALLEST, at_least), self._most)
         self._ceiling = self._most
-        self.size = min(max(_FIRST, self._floor), self._ceiling)
+        self.size = min(max(first, self._floor), self._ceiling)
 
     def took(self, rows: int, computing: float, moving: float = 0.0) -> None:
         """Learn from a batch: by being fast, one that was not full says nothing.
@@ -46,19 +53,23 @@ class BatchSize:
             Seconds of reading and writing. Much of them is a batch's own, whatever its size, so they ask for larger ones
             for much longer: smaller ones would make a database that is slow, or busy, only more so.
         """
-        if computing > _TARGET * 2 or moving > _MOVING * 2:
+        if computing > self._target * 2 or moving > _MOVING * 2:
             self.size = max(self.size // 2, min(self._floor, self._ceiling))
-        elif computing < _TARGET / 2 and moving < _MOVING / 2 and rows >= self.size:
-            far = computing < _TARGET / 8 and moving < _MOVING / 8
+        elif computing < self._target / 2 and moving < _MOVING / 2 and rows >= self.size:
+            far = computing < self._target / 8 and moving < _MOVING / 8
             self.size = min(self.size * (4 if far else 2), self._ceiling)
 
-    def weighed(self, column: Sequence[Any]) -> None:
-        """Learn from the values of a batch: a sample of them tells how many fit into the memory that one may take."""
-        sample = column[:: max(len(column) // 16, 1)]
-        if sample:
-            average = sum(map(_weight, sample)) / len(sample)
-            self._ceiling = min(max(SMALLEST, min(LARGEST, int(_BYTES / average))), self._most)
+    def weighed(self, weight: float) -> None:
+        """Learn from what an average value of a batch weighs: it tells how many fit into the memory that one may take."""
+        if weight:
+            self._ceiling = min(max(SMALLEST, min(LARGEST, int(_BYTES / weight))), self._most)
             self.size = min(self.size, self._ceiling)
+
+
+def weight_of(column: Sequence[Any]) -> float:
+    """Return the bytes of an average value, by a sample of them; 0.0 for none."""
+    sample = column[:: max(len(column) // 16, 1)]
+    return sum(map(_weight, sample)) / len(sample) if sample else 0.0
 
 
 def _weight(value: Any) -> int:
@@ -89,6 +100,12 @@ class ReadAhead:
     def writing(self) -> None:
         """Say that a batch is being written."""
         self._permits.release()
+
+    def widen(self) -> None:
+        """Let it run ahead as far as it may, at once: it reads little."""
+        for _ in range(self._most() - self._permitted):
+            self._permitted += 1
+            self._permits.release()
 
     def computed(self, seconds: float) -> None:
         """Learn how long the model took for a batch."""

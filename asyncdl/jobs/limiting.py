@@ -95,6 +95,10 @@ class LimitedCompute(ComputeBackend):
         """How many event loops coroutine models run on."""
         return self.inner.loops
 
+    def runs_errands(self, call: ModelCall) -> bool:
+        """Return whether a task may have an errand: not where its calls go one by one."""
+        return call.rate_limit is None and self.inner.runs_errands(call)
+
     def reachable_at(self, placement: Placement) -> str | None:
         """Return where what runs a task reaches this process."""
         return self.inner.reachable_at(placement)
@@ -110,7 +114,7 @@ class LimitedCompute(ComputeBackend):
             if self.inner.allow(task.call.name, shares.for_backend):
                 future = self.inner.submit(task)
                 if isinstance(future, TaskFuture):
-                    shares.want_until(future.result, 1 if task.call.batch else len(task.inputs))
+                    shares.want_until(future.result, 1 if task.call.batch else task.size)
                 return future
         return TaskFuture(self._spawn(self._run(task)))
 
@@ -135,7 +139,7 @@ class LimitedCompute(ComputeBackend):
         if task.call.placement != "loop":
             async with shares.places(1):
                 return await self._compute(task)
-        calls = 1 if task.call.batch else max(len(task.inputs), 1)
+        calls = 1 if task.call.batch else max(task.size, 1)
         async with shares.places(min(-(-shares.limit // _PARTS), calls)) as granted:
             # counted where it runs, apart from the calls of other batches
             call = replace(task.call, max_concurrency=granted, name=f"{task.call.name}:{task.key}")

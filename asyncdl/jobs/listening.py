@@ -16,13 +16,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready, with_datatype
-from asyncdl.compute.base import ModelCall, ModelTask, RowError, kinds_of
+from asyncdl.compute.base import ModelCall, ModelTask, kinds_of
 from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
@@ -33,15 +31,16 @@ from asyncdl.errors import (
     DatatypeError,
     LeaseLostError,
     ModelError,
-    ModelOutputError,
     QueryError,
     StoreError,
 )
 from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
-from asyncdl.jobs.batching import LARGEST, BatchSize, ReadAhead
+from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead, weight_of
 from asyncdl.jobs.dropping import announce_dropping
+from asyncdl.jobs.errands import Assignment, Delegation, Report
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
+from asyncdl.jobs.shaping import Shape
 from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
@@ -50,6 +49,7 @@ from asyncdl.metadata.base import (
     AdvanceJob,
     Change,
     ComponentRecord,
+    HoldJob,
     JobFilter,
     JobRecord,
     PutJob,
@@ -57,6 +57,11 @@ from asyncdl.metadata.base import (
     SetComponentStatus,
 )
 from asyncdl.together import both
+
+_TARGET = 0.8
+"""Seconds of the model's that a worker's own batches aim at: there may be many workers, and each batch is some work here."""
+_SAY = 0.25
+"""Seconds between two commits of progress, where that is not one with outputs."""
 
 
 class ListenerWork(Work):
@@ -67,6 +72,7 @@ class ListenerWork(Work):
         self._arguments: dict[str, Any] = codec.loads(job.payload)
         self._total: int | None = None
         self._batches = 0
+        self._say = 0.0
         self._shard = Shard.of_job(self._arguments)
         self._split: list[PutJob] = []
         self._rules: ModelCall | None = None
@@ -123,6 +129,7 @@ class ListenerWork(Work):
             if self._shard is not None:
                 self._total = self._job.total
                 await self._process(self._reader.scan(missing=True, after=self._shard.after, until=self._shard.until))
+                await self._advance("computing")
                 return
             if self._arguments.get("sweep"):
                 await self._sweep(None)
@@ -247,10 +254,16 @@ class ListenerWork(Work):
         self._upstream = await Upstream.read(self._stores, component.select)
         self._outputs: Mapping[str, OutputTable] = self._upstream.outputs
         self._width = len(self._output.key)
-        on_loop = self._call.placement == "loop"
-        self._size = BatchSize(self._call.max_concurrency if on_loop else 1, at_most=self._in_a_second())
+        names = tuple(component.key) if isinstance(component.key, Mapping) else ()
+        self._shape = Shape(str(component.model), self._call.signature, names, self._width, component.flatten)
+        stores, on_loop = self._stores, self._call.placement == "loop"
+        self._delegation = self._delegated()
+        at_least, at_most = self._call.max_concurrency if on_loop else 1, self._in_a_second()
+        if self._delegation is None:
+            self._size = BatchSize(at_least, at_most)
+        else:
+            self._size = BatchSize(at_least, at_most, target=_TARGET, first=SMALLEST)
         self._ahead = ReadAhead(self._most_ahead, at_once=on_loop)
-        stores = self._stores
         self._reader = Reader(
             stores.metadata,
             stores.databackend,
@@ -259,6 +272,7 @@ class ListenerWork(Work):
             lambda: self._state.output,
             self._size,
             self._ahead,
+            self._by_keys,
         )
 
     def _in_a_second(self) -> int:
@@ -279,22 +293,43 @@ class ListenerWork(Work):
 
     # computing
 
+    def _delegated(self) -> Delegation | None:
+        """Return what has workers read and write this job's rows by themselves; the few rows of a write are not worth it."""
+        errands = self._stores.errands
+        site = None if errands is None or self._job.kind == REFRESH else errands.site(self._call)
+        return None if errands is None or site is None else Delegation(errands, site, self._call, self._assignment)
+
+    def _assignment(self) -> Assignment:
+        return Assignment(
+            self._select,
+            self._outputs,
+            self._listener.columns,
+            len(self._output.root),
+            self._output,
+            self._shape,
+            HoldJob(self._job.id, self._owner),
+            self._listener.identifier,
+            self._record.uuid,
+            self._job.first,
+            self._job.last,
+        )
+
+    def _by_keys(self) -> bool:
+        """Return whether workers read what is read now, and write its outputs, whose table is there."""
+        delegation = self._delegation
+        return delegation is not None and self._output.datatype is not None and delegation.possible
+
     def _submit(self, batch: Batch) -> None:
         if batch.size:
             self._batches += 1
-            self._size.weighed(batch.columns[-1])
             key = f"asyncdl-{self._job.id}-{self._batches}-{self._job.attempts}"
-            batch.future = self._stores.compute.submit(ModelTask(key, self._call, self._inputs(batch)))
-
-    def _inputs(self, batch: Batch) -> Sequence[Any]:
-        columns = batch.columns[self._width :]
-        if self._call.signature == "single":
-            return columns[0]
-        rows = zip(*columns, strict=True)
-        if self._call.signature == "args":
-            return list(rows)
-        names = list(self._listener.key)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            if batch.keys_only and self._delegation is not None:
+                self._ahead.widen()
+                task = self._delegation.task(key, batch)
+            else:
+                self._size.weighed(weight_of(batch.columns[-1]))
+                task = ModelTask(key, self._call, self._shape.inputs(batch.columns))
+            batch.future = self._stores.compute.submit(task)
 
     async def _process(self, batches: AsyncIterator[Batch]) -> None:
         """Compute and write batches, reading ahead."""
@@ -307,6 +342,8 @@ class ListenerWork(Work):
                 async for batch in batches:
                     if self._pausing:
                         break
+                    if batch.keys_only and not self._stores.shared:
+                        await self._hold()  # where its writing is no condition of the lease
                     self._submit(batch)
                     await window.put(batch)
                 else:
@@ -334,6 +371,17 @@ class ListenerWork(Work):
     # writing
 
     async def _finish(self, batch: Batch) -> None:
+        if batch.keys_only and self._delegation is not None:
+            try:
+                report = await self._delegation.report(batch)
+            finally:
+                batch.writing = True
+                self._ahead.writing()
+            if report is not None:
+                await self._told(batch, report)
+                return
+            batch = await self._reader.filled(batch)
+            self._submit(batch)
         results = Outputs((), ())
         if batch.future is not None:
             begun = time.perf_counter()
@@ -343,7 +391,7 @@ class ListenerWork(Work):
                 batch.future.cancel()
                 raise
             self._ahead.computed(time.perf_counter() - begun)
-            results = self._results(batch, outputs)
+            results = self._shape.results(batch.columns, outputs)
             if self._output.datatype is None:
                 await self._establish(results)
         begun = time.perf_counter()
@@ -352,22 +400,17 @@ class ListenerWork(Work):
         self._size.took(batch.size, 0.0 if batch.future is None else batch.future.took, moving)
         await self._look_again(batch)
 
-    def _results(self, batch: Batch, outputs: Sequence[Any]) -> Outputs:
-        if len(outputs) != batch.size:
-            raise ModelOutputError(f"{self._listener.model} returned {len(outputs)} outputs for {batch.size} inputs")
-        errors: dict[int, str] = {}
-        if RowError in set(map(type, outputs)):
-            errors = {
-                at: msgspec.json.encode(value).decode()
-                for at, value in enumerate(outputs)
-                if isinstance(value, RowError)
-            }
-        if self._listener.flatten:
-            for at, value in enumerate(outputs):
-                if at not in errors and not isinstance(value, (list, tuple)):
-                    message = f"a flattened listener's model must return a list, not {type(value).__name__}"
-                    errors[at] = _error(ModelOutputError(message))
-        return Outputs(batch.columns[: self._width], outputs, errors)
+    async def _told(self, batch: Batch, report: Report) -> None:
+        """Take in that a worker has written a batch's outputs."""
+        self._size.weighed(report.weight)
+        self._size.took(report.rows, report.computing, report.moving + batch.reading)
+        if not self._stores.shared:
+            await self._tell(batch, report.errors)
+        self._done += self._units(batch)
+        if self._stores.shared and time.monotonic() >= self._say:
+            self._say = time.monotonic() + _SAY
+            await self._advance("computing")
+        await self._look_again(batch)
 
     async def _establish(self, results: Outputs) -> None:
         """Find out the outputs' datatype from the first of them, and make their table."""
@@ -405,28 +448,10 @@ class ListenerWork(Work):
         try:
             await self._commit(batch, results)
         except DatatypeError:
-            await self._commit(batch, self._checked(results))
-
-    def _checked(self, results: Outputs) -> Outputs:
-        """Return results with an error for each value that cannot be stored."""
-        databackend, errors = self._stores.databackend, dict(results.errors)
-        for at, value in enumerate(results.values):
-            if at not in errors:
-                parts = value if self._listener.flatten else [value]
-                wrong = next(filter(None, (databackend.encode_error(self._output, part) for part in parts)), None)
-                if wrong is not None:
-                    errors[at] = _error(wrong)
-        return Outputs(results.keys, results.values, errors)
+            await self._commit(batch, self._shape.checked(self._stores.databackend, self._output, results))
 
     async def _commit(self, batch: Batch, results: Outputs) -> None:
-        stores, done = self._stores, self._done + (len(batch.ids) if self._job.kind == REFRESH else batch.size)
-        advance = AdvanceJob(self._job.id, self._owner, done, self._total, "computing")
-        event = OutputsWritten(
-            identifier=self._listener.identifier,
-            uuid=self._record.uuid,
-            ids=list(batch.ids),
-            errors=len(results.errors),
-        ).change(self._job.first, self._job.last)
+        stores = self._stores
         if not stores.shared:
             await self._hold()
         async with stores.databackend.transaction() as tx:
@@ -438,14 +463,29 @@ class ListenerWork(Work):
                 batch.writing = True
                 self._ahead.writing()
             if stores.shared:
-                await stores.metadata.commit(advance, event, joining=tx)
+                await stores.metadata.commit(*self._changes(batch, len(results.errors)), joining=tx)
         if not stores.shared:
-            try:
-                await stores.metadata.commit(advance, event)
-            except LeaseLostError:
-                await self._put_right(batch)
-                raise
-        self._done = done
+            await self._tell(batch, len(results.errors))
+        self._done += self._units(batch)
+
+    def _units(self, batch: Batch) -> int:
+        return len(batch.ids) if self._job.kind == REFRESH else batch.size
+
+    def _changes(self, batch: Batch, errors: int) -> list[Change]:
+        """Return progress, on the condition that the job is still ours, and the event about a batch."""
+        advance = AdvanceJob(self._job.id, self._owner, self._done + self._units(batch), self._total, "computing")
+        event = OutputsWritten(
+            identifier=self._listener.identifier, uuid=self._record.uuid, ids=list(batch.ids), errors=errors
+        )
+        return [advance, event.change(self._job.first, self._job.last)]
+
+    async def _tell(self, batch: Batch, errors: int) -> None:
+        """Commit progress and event after the outputs, which are taken back if they should not have been written."""
+        try:
+            await self._stores.metadata.commit(*self._changes(batch, errors))
+        except LeaseLostError:
+            await self._put_right(batch)
+            raise
 
     async def _hold(self) -> None:
         """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock.
@@ -511,10 +551,6 @@ class ListenerWork(Work):
 
 class _RetiredError(Exception):
     """A newer version has taken over."""
-
-
-def _error(error: BaseException) -> str:
-    return msgspec.json.encode(RowError(type(error).__name__, str(error), "")).decode()
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:

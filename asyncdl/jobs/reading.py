@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -11,7 +11,7 @@ from typing import Any
 
 from asyncdl.components.listener import Listener
 from asyncdl.compute.base import ComputeFuture
-from asyncdl.databackend.base import DataBackend, Key, OutputTable, Row, SplitsScans
+from asyncdl.databackend.base import DataBackend, Key, OutputTable, ReadQuery, Row, SplitsScans
 from asyncdl.jobs.batching import BatchSize, ReadAhead
 from asyncdl.jobs.upstream import Upstream
 from asyncdl.metadata.base import MetadataStore
@@ -48,6 +48,8 @@ class Batch:
     reading: float
     future: ComputeFuture | None = None
     writing: bool = False
+    keys_only: bool = False
+    """Whether there are no inputs: a worker reads them."""
 
 
 class Reader:
@@ -59,6 +61,8 @@ class Reader:
         The listeners that its select goes through.
     output
         Its own; not yet made while its datatype is None.
+    keys_only
+        Whether keys are enough, by now.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Reader:
         output: Callable[[], OutputTable],
         size: BatchSize,
         ahead: ReadAhead,
+        keys_only: Callable[[], bool] = lambda: False,
     ) -> None:
         self._metadata = metadata
         self._databackend = databackend
@@ -79,6 +84,7 @@ class Reader:
         self._output = output
         self._size = size
         self._ahead = ahead
+        self._keys_only = keys_only
         self._width = len(output().key)
         self._roots = len(output().root)
         self._missing: int | None = None
@@ -111,11 +117,11 @@ class Reader:
         while True:
             await self._ahead.may_read()
             begun, limit = time.perf_counter(), self._size.size
-            as_of = await self._metadata.last_event()
+            as_of, keys_only = await self._metadata.last_event(), self._keys_only()
             rows = await self._databackend.scan(
                 self._listener.select,
                 self._outputs,
-                self._listener.columns,
+                () if keys_only else self._listener.columns,
                 after=after,
                 limit=limit,
                 missing=self.written() if missing else None,
@@ -128,7 +134,8 @@ class Reader:
                 ids = self._ids(columns)
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
                 whole = not missing and self._width == self._roots
-                yield Batch(as_of, columns, len(rows), ids, ids if whole else None, time.perf_counter() - begun)
+                replaced, reading = ids if whole else None, time.perf_counter() - begun
+                yield Batch(as_of, columns, len(rows), ids, replaced, reading, keys_only=keys_only)
             if len(rows) < limit:
                 return
 
@@ -206,9 +213,46 @@ class Reader:
         output = self.written()
         return set() if output is None else await self._databackend.current(output, ids, since)
 
+    async def filled(self, batch: Batch) -> Batch:
+        """Return a batch of keys with the inputs of those rows that are still there."""
+        listener = self._listener
+        keys, begun = batch.columns, time.perf_counter()
+        columns = await columns_of_keys(
+            self._databackend, listener.select, self._outputs, listener.columns, keys, self._roots, batch.ids
+        )
+        size, reading = len(columns[0]) if columns else 0, time.perf_counter() - begun
+        return replace(batch, columns=columns, size=size, reading=reading, future=None, keys_only=False)
+
     def _ids(self, columns: Sequence[Sequence[Any]]) -> Sequence[Key]:
         if self._roots > 1:
             return list(dict.fromkeys(zip(*columns[: self._roots], strict=True)))
         if self._width > 1:
             return list(dict.fromkeys(columns[0]))
         return list(columns[0])
+
+
+async def columns_of_keys(
+    databackend: DataBackend,
+    select: ReadQuery,
+    outputs: Mapping[str, OutputTable],
+    columns: Sequence[str],
+    keys: Sequence[Sequence[Any]],
+    roots: int,
+    ids: Sequence[Key],
+) -> Sequence[Sequence[Any]]:
+    """Return the rows that have these keys, as far as they are there, by column: the key's first; nothing for no rows.
+
+    Parameters
+    ----------
+    keys, roots
+        The keys, by column; how many of the columns are the root table's.
+    ids
+        The root rows that they are of.
+    """
+    rows: list[Row] = []
+    for at in range(0, len(ids), _FETCH):
+        rows += await databackend.fetch(select, outputs, columns, ids[at : at + _FETCH])
+    if len(keys) > roots:  # of a root row with several rows, some may be another batch's
+        wanted = set(zip(*keys, strict=True))
+        rows = [row for row in rows if row[: len(keys)] in wanted]
+    return list(zip(*rows, strict=True))

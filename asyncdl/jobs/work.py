@@ -13,6 +13,7 @@ from asyncdl.compute.base import ComputeBackend
 from asyncdl.databackend.base import DataBackend
 from asyncdl.errors import LeaseLostError
 from asyncdl.intents import Intents
+from asyncdl.jobs.sites import Errands
 from asyncdl.metadata.base import Change, ComponentRecord, JobRecord, MetadataStore
 from asyncdl.metadata.clock import StoreClock
 
@@ -36,6 +37,8 @@ class Stores:
     intents: Intents
     shard_rows: int = 100_000
     """Rows in a shard of a backfill; one of less than twice as many is not split."""
+    errands: Errands | None = None
+    """Has workers read and write rows by themselves, where they can."""
     retrain: Retrain | None = None
     """Installs a new version of a model, to be trained: the installer's, which stands above."""
 

@@ -6,7 +6,7 @@ The store knows components, events, jobs, cursors and intents only as records; w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -281,6 +281,14 @@ class AdvanceJob:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldJob:
+    """Change nothing. Condition: the owner still holds the lease."""
+
+    id: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinishJob:
     """End an attempt: in a final state, or back to ``pending``. Condition: the owner still holds the lease."""
 
@@ -361,6 +369,7 @@ Change = (
     | PrioritizeJobs
     | RenewLeases
     | AdvanceJob
+    | HoldJob
     | FinishJob
     | SetJobState
     | MoveCursor
@@ -424,6 +433,13 @@ class MetadataStore(ABC):
     def joins(self, databackend: Any) -> bool:
         """Return whether `commit` can take the transactions of this databackend."""
 
+    def elsewhere(self) -> Callable[[Any], MetadataStore] | None:
+        """Return what makes this store, not open yet, on such a databackend in another process; None: nothing does.
+
+        It is to be pickled. The store that it makes only commits: it does not notice what others commit.
+        """
+        return None
+
     def stamped(self, changes: Sequence[Change]) -> list[Change]:
         """Return changes with the time in those events that have none yet."""
         now = self.clock.now()
@@ -449,7 +465,7 @@ class MetadataStore(ABC):
         ComponentInUseError
             The condition of a `DeleteComponent`.
         LeaseLostError
-            That of an `AdvanceJob` or `FinishJob`.
+            That of an `AdvanceJob`, `HoldJob` or `FinishJob`.
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -63,9 +63,11 @@ class MongoMetadataStore(MetadataStore):
     ----------
     database
         The database; it may be shared with an artifact store.
+    watches
+        Whether what other processes commit is noticed.
     """
 
-    def __init__(self, database: MongoDatabase) -> None:
+    def __init__(self, database: MongoDatabase, *, watches: bool = True) -> None:
         self.database = database
         self.url = database.url
         self._commits: Commits = TransactionCommits(database)
@@ -73,6 +75,7 @@ class MongoMetadataStore(MetadataStore):
         self._wakeup = Wakeup()
         self._told: dict[Topic, int] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._watches = watches
         self._open = False
 
     async def open(self) -> None:
@@ -93,7 +96,8 @@ class MongoMetadataStore(MetadataStore):
             await self.database.aclose()
             raise
         self._open = True
-        self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
+        if self._watches:
+            self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
 
     async def _migrate(self) -> None:
         found = await self.database.find_one(STORE, {"_id": _SCHEMA})  # first: nothing else is known of another version
@@ -141,6 +145,10 @@ class MongoMetadataStore(MetadataStore):
     def joins(self, databackend: Any) -> bool:
         """Return whether a databackend is in this database, on this connection, and the server has transactions."""
         return getattr(databackend, "database", None) is self.database and self.database.transactional
+
+    def elsewhere(self) -> Callable[[Any], MetadataStore]:
+        """Return what makes this store on a databackend's database in another process."""
+        return _elsewhere
 
     # writing
 
@@ -355,3 +363,7 @@ class MongoMetadataStore(MetadataStore):
     async def intents(self) -> list[IntentRecord]:
         """Return the announced writes, oldest first."""
         return await self._find("intents", {}, IntentRecord, "id", sort=[("created", 1), ("_id", 1)])
+
+
+def _elsewhere(databackend: Any) -> MongoMetadataStore:
+    return MongoMetadataStore(databackend.database, watches=False)

@@ -74,6 +74,7 @@ _CONCERNED: dict[type[Any], tuple[Collection, str]] = {
     base.DeleteComponent: ("components", "uuid"),
     base.ClaimJob: ("jobs", "id"),
     base.AdvanceJob: ("jobs", "id"),
+    base.HoldJob: ("jobs", "id"),
     base.FinishJob: ("jobs", "id"),
     base.SetJobState: ("jobs", "id"),
     base.MoveCursor: ("cursors", "name"),
@@ -355,6 +356,11 @@ def _(change: base.AdvanceJob, on: Plan) -> None:
     found = _mine(on, change.id, change.owner)
     what = {"done": change.done, "total": change.total, "stage": change.stage}
     on.set("jobs", found, **what if change.payload is None else {**what, "payload": change.payload})
+
+
+@plan.register
+def _(change: base.HoldJob, on: Plan) -> None:
+    _mine(on, change.id, change.owner)
 
 
 @plan.register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -53,9 +53,11 @@ class SQLMetadataStore(MetadataStore):
     ----------
     database
         The database; it may be shared with a databackend, whose transactions `commit` then joins.
+    watches
+        Whether what other processes commit is noticed.
     """
 
-    def __init__(self, database: SQLDatabase) -> None:
+    def __init__(self, database: SQLDatabase, *, watches: bool = True) -> None:
         self.database = database
         self.url = database.url
         self.clock = StoreClock(self._time)
@@ -63,6 +65,7 @@ class SQLMetadataStore(MetadataStore):
         self._wakeup = Wakeup()
         self._name = uuid4().hex
         self._watching: asyncio.Task[None] | None = None
+        self._watches = watches
         self._open = False
 
     async def open(self) -> None:
@@ -77,7 +80,8 @@ class SQLMetadataStore(MetadataStore):
             await self.database.aclose()
             raise
         self._open = True
-        self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
+        if self._watches:
+            self._watching = asyncio.create_task(self._watch(), name="asyncdl: watching for commits")
 
     async def _migrate(self) -> None:
         ddl = self.database.ddl
@@ -129,6 +133,10 @@ class SQLMetadataStore(MetadataStore):
     def joins(self, databackend: Any) -> bool:
         """Return whether the databackend is on the same database object."""
         return getattr(databackend, "database", None) is self.database
+
+    def elsewhere(self) -> Callable[[Any], MetadataStore]:
+        """Return what makes this store on a databackend's database in another process."""
+        return _elsewhere
 
     # writing
 
@@ -433,3 +441,7 @@ def _numbered(prefix: str, values: Collection[str]) -> dict[str, str]:
 def _among(column: Any, parameters: Collection[str]) -> Any:
     # IN, and no chain of ORs: SQLite refuses expressions more than 1000 deep
     return column.in_([P(name) for name in parameters])
+
+
+def _elsewhere(databackend: Any) -> SQLMetadataStore:
+    return SQLMetadataStore(databackend.database, watches=False)

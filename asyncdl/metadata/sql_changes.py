@@ -278,6 +278,15 @@ class ChangeCompiler:
         )
 
     @statements.register
+    def _(self, change: base.HoldJob) -> Iterator[Statement]:
+        yield self._statement(
+            "hold_job",
+            lambda: update(jobs).where(_held()).values(stage=jobs.c.stage),
+            {"key": change.id, "holder": change.owner},
+            **_lease_lost(change.id),
+        )
+
+    @statements.register
     def _(self, change: base.FinishJob) -> Iterator[Statement]:
         yield self._statement(
             "finish_job",

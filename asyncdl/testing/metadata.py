@@ -31,6 +31,7 @@ from asyncdl.metadata.base import (
     DeleteIntent,
     EventRecord,
     FinishJob,
+    HoldJob,
     IntentRecord,
     JobFilter,
     JobRecord,
@@ -125,6 +126,9 @@ REFUSED: dict[str, tuple[Change, type[AsyncDLError]]] = {
     "advance: not running": (AdvanceJob("waiting", "me", 1, 2), LeaseLostError),
     "advance: another's": (AdvanceJob("mine", "you", 1, 2), LeaseLostError),
     "advance: no such job": (AdvanceJob("nothing", "me", 1, 2), LeaseLostError),
+    "hold: not running": (HoldJob("waiting", "me"), LeaseLostError),
+    "hold: another's": (HoldJob("mine", "you"), LeaseLostError),
+    "hold: no such job": (HoldJob("nothing", "me"), LeaseLostError),
     "finish: not running": (FinishJob("waiting", "me", "succeeded", 15.0), LeaseLostError),
     "finish: another's": (FinishJob("mine", "you", "succeeded", 15.0), LeaseLostError),
     "set job: not among": (SetJobState("done", "pending", ("failed", "cancelled"), 15.0), ConflictError),
@@ -647,6 +651,7 @@ class MetadataStoreTests(ABC):
         running = job(not_before=5.0, state="running", attempts=1, owner="me", lease=15.0, started=5.0)
         assert await store.jobs() == [running]
         await store.commit(RenewLeases(["j", "nothing"], "me", 25.0), AdvanceJob("j", "me", 10, None, "reading"))
+        await store.commit(HoldJob("j", "me"))  # which changes nothing
         assert await store.jobs() == [replace(running, lease=25.0, done=10, total=None, stage="reading")]
         await store.commit(AdvanceJob("j", "me", 20, 30, payload='{"after": 20}'))
         assert await store.jobs() == [replace(running, lease=25.0, done=20, total=30, payload='{"after": 20}')]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead
+from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead, weight_of
 
 FAST, RIGHT, SLOW = 0.001, 0.1, 10.0
 
@@ -80,12 +80,12 @@ def test_it_stays_within_its_bounds(at_least: int, batches: list[tuple[int, floa
 
 def test_few_rows_are_taken_where_each_is_heavy() -> None:
     size = BatchSize()
-    size.weighed([bytes(1024 * 1024)] * 100)
+    size.weighed(weight_of([bytes(1024 * 1024)] * 100))
     assert size.size == 31  # of a megabyte each, in 32 MB
     assert after(size, FAST, 5) == 31
-    size.weighed(["light"] * 100)
+    size.weighed(weight_of(["light"] * 100))
     assert after(size, FAST, 20) == LARGEST
-    size.weighed([])
+    size.weighed(weight_of([]))
     assert size.size == LARGEST
 
 
