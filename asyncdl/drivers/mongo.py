@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
+from asyncdl.drivers.counted import Counted
 from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
 from asyncdl.drivers.mongo_errors import labelled, translated
@@ -107,7 +108,7 @@ class MongoTransaction:
         """Calls of PyMongo's that are made right before the commit, on the same thread."""
 
 
-class MongoDatabase:
+class MongoDatabase(Counted):
     """One database of a MongoDB server, replica set or sharded cluster.
 
     Reads and writes are the primary's and, where there are replicas, the majority's: what was read once is not rolled back.
@@ -120,6 +121,7 @@ class MongoDatabase:
     """
 
     def __init__(self, uri: str) -> None:
+        super().__init__()
         self.url = redact(uri)
         self.name = database_name(uri)
         self.transactional = False
@@ -137,8 +139,6 @@ class MongoDatabase:
         self.gate: tuple[str, str] | None = None
         """The collection and key of the document that every commit of the metadata store writes, if one is here."""
         self._sessions: deque[Any] = deque()
-        self._openers = 0
-        self._opening = asyncio.Lock()
 
     @property
     def uri(self) -> str:
@@ -149,8 +149,8 @@ class MongoDatabase:
         """Return what connects to it in another process."""
         return Elsewhere(MongoDatabase, self._uri)
 
-    async def open(self) -> None:
-        """Connect; opening twice is counted, and closed by as many `aclose`.
+    async def _connect(self) -> None:
+        """Connect.
 
         Raises
         ------
@@ -161,12 +161,6 @@ class MongoDatabase:
         MissingDependencyError
             motor is not installed.
         """
-        async with self._opening:
-            if not self._openers:
-                await self._connect()
-            self._openers += 1
-
-    async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         with translated(self.url):
             # In a thread: importing the driver takes 125 ms, and a mongodb+srv URI is looked up in the DNS.
@@ -201,19 +195,12 @@ class MongoDatabase:
         self._documents = self._client.get_database(self.name, codec_options=values, **here, **concern)
         self._kept = {}
 
-    async def aclose(self) -> None:
-        """Close every connection once the last opener has closed."""
-        async with self._opening:
-            if not self._openers:
-                return
-            self._openers -= 1
-            if self._openers:
-                return
-            try:
-                while self._sessions:
-                    await finished(self._sessions.pop().end_session())
-            finally:
-                self._forget()
+    async def _dispose(self) -> None:
+        try:
+            while self._sessions:
+                await finished(self._sessions.pop().end_session())
+        finally:
+            self._forget()
 
     def _forget(self) -> None:
         self._sessions.clear()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 import time
-import traceback
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from asyncdl import codec
 from asyncdl.errors import (
@@ -25,22 +21,18 @@ from asyncdl.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
+from asyncdl.jobs.endings import Endings
 from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.planner import BACKFILL, REFRESH, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, JobState, RenewLeases
+from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
 
 logger = logging.getLogger("asyncdl.jobs")
 
 
-_CONCLUSIONS = 20
-"""Tries to conclude a job; each that fails means that another got through."""
-_LOOK_AGAIN = 5.0
-"""Seconds after which a job is looked at again whose needs were not ready."""
 _MOST_CLAIMABLE = 4096
 """Jobs looked through, at most, for those that this process may run."""
 _UNFAIR = 7
@@ -82,9 +74,9 @@ class Runner:
     def __init__(self, stores: Stores, options: RunnerOptions, dropping: Dropping, pauses: Pauses) -> None:
         self._stores = stores
         self._pauses = pauses
-        self._dropping = dropping
         self._options = options
         self.owner = uuid.uuid4().hex
+        self._endings = Endings(stores, self.owner, options.backoff, options.lease, dropping, pauses)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._works: dict[str, Work] = {}
         self._claiming = asyncio.Lock()
@@ -92,10 +84,6 @@ class Runner:
         self._claims, self._fair = 0, 0.0
         self._parts: dict[str, str | None] = {}
         """The running jobs, with the backfill of which they are shards."""
-        self._ending: set[str] = set()
-        """The running jobs that are not to be stopped any more: the commit of their end says itself whether they still may."""
-        self._unsure = False
-        """Whether a claim, or a job's end, may have been committed or not: its answer was lost."""
         self._trainings: set[str] = set()
         self._shut: set[str] = set()
         """The targets whose jobs could not be taken, as they are paused: they are claimed as others are."""
@@ -130,19 +118,19 @@ class Runner:
                     seen = await self._wait(seen, due)
             except StoreError:
                 logger.exception("cannot claim jobs; trying again")
-                self._unsure = True
+                self._endings.unsure = True
                 await asyncio.sleep(self._options.backoff)
             finally:
                 self._waits = False
 
     async def _give_back_strays(self) -> None:
         """Give back what is ours by its record alone, instead of leaving it to the lease."""
-        if self._unsure:
-            self._unsure = False
+        if self._endings.unsure:
+            self._endings.unsure = False
             mine = JobFilter(owner=self.owner, states=["running"])
             for job in await self._stores.metadata.jobs(mine):
                 if job.id not in self._running:
-                    await self._give_back(job)
+                    await self._endings.give_back(job)
 
     async def _wait(self, seen: int, due: float | None) -> int:
         """Wait for a commit, for a job to end, or for the time at which a job becomes due."""
@@ -257,13 +245,13 @@ class Runner:
                 self._shut |= set(await self._pauses.closed([job.target]))
                 raise
             except StoreError:
-                self._unsure = True
+                self._endings.unsure = True
                 raise
             except asyncio.CancelledError:  # it may have been committed
-                await asyncio.shield(self._give_back(job))
+                await asyncio.shield(self._endings.give_back(job))
                 raise
             if self._group is None:
-                await self._give_back(job)
+                await self._endings.give_back(job)
             else:
                 self._begin(job, self._group, now, claim.lease)
 
@@ -295,27 +283,27 @@ class Runner:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             try:
                 await self._in_time(job, work)
-                await self._succeed(job, work)
+                await self._endings.succeed(job, work)
             except StoreUnavailableError as error:
-                await self._postpone(job, error)
+                await self._endings.postpone(job, error)
             except ComponentNotReadyError as error:
-                await self._put_off(job, error)
+                await self._endings.put_off(job, error)
         except InterruptedWork:
-            await self._set_aside(job)
+            await self._endings.set_aside(job)
         except LeaseLostError:
             logger.info("job %s is no longer ours: cancelled, or taken over", job.id)
         except ComponentNotFoundError as error:
-            await self._end(job, FinishJob(job.id, self.owner, "cancelled", self._now(), error=str(error)))
+            await self._endings.end(job, FinishJob(job.id, self.owner, "cancelled", self._now(), error=str(error)))
         except asyncio.CancelledError:
-            await asyncio.shield(self._give_back(job))
+            await asyncio.shield(self._endings.give_back(job))
             raise
         except Exception as error:
-            await self._fail(job, work, error)
+            await self._endings.fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
             self._works.pop(job.id, None)
             self._parts.pop(job.id, None)
-            self._ending.discard(job.id)
+            self._endings.under_way.discard(job.id)
             self._trainings.discard(job.id)
             self._room.set()
             self._drained.set()
@@ -331,114 +319,6 @@ class Runner:
             if not limit.expired():
                 raise
             raise JobTimeoutError(f"this attempt was not done within {self._options.timeout:g} s") from error
-
-    async def _succeed(self, job: JobRecord, work: Work) -> None:
-        for _ in range(_CONCLUSIONS):
-            try:
-                await self._conclude(job, work)
-            except ConflictError as error:  # what it concluded from was changed meanwhile: it is concluded again
-                conflict = error
-            else:
-                return
-        raise conflict
-
-    async def _conclude(self, job: JobRecord, work: Work) -> None:
-        named = await self._named(job)
-        event = JobSucceeded(job=job.id, kind=job.kind, target=job.target, done=work.done, **named)
-        conclusion = await work.conclude()
-        changes: list[Change] = [
-            FinishJob(job.id, self.owner, "succeeded", self._now()),
-            event.change(job.first, job.last),
-            *conclusion.changes,
-        ]
-        self._ending.add(job.id)
-        try:
-            await self._dropping.drop(conclusion.retired, lambda tx: self._commit(*changes, joining=tx))
-        except ConflictError:  # it is concluded again, and may be stopped before
-            self._ending.discard(job.id)
-            raise
-
-    async def _postpone(self, job: JobRecord, error: StoreUnavailableError) -> None:
-        """Give back a job that a store's outage stopped: that costs no attempt, however often it happens.
-
-        The store that is away may be the one that must be told, so this waits for it, with growing pauses.
-        """
-        logger.warning("job %s waits for a store that is unavailable: %s", job.id, error)
-        wait = self._options.backoff
-        while True:
-            now = self._now()
-            text = str(error).replace("\0", "\\0")
-            back = FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait, refund=True)
-            try:
-                await self._stores.metadata.commit(back)
-            except StoreUnavailableError:
-                await asyncio.sleep(wait * (1 + random.random() / 2))  # noqa: S311 - jitter
-                wait = min(2 * wait, max(self._options.lease / 3, self._options.backoff))
-            else:
-                return
-
-    async def _put_off(self, job: JobRecord, error: ComponentNotReadyError) -> None:
-        """Look again later at a job that needs what is not ready; such ones are held back before they get here, mostly."""
-        now = self._now()
-        state: JobState = "upstream_failed" if error.failed else "pending"
-        await self._end(
-            job,
-            FinishJob(job.id, self.owner, state, now, error=str(error), not_before=now + _LOOK_AGAIN, refund=True),
-        )
-
-    async def _fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
-        text = "".join(traceback.format_exception(error)).replace("\0", "\\0")  # PostgreSQL's texts hold no NUL
-        now = self._now()
-        hopeless = isinstance(error, QueueDeadlineError) or (work is not None and work.gives_up_on(error))
-        if job.attempts < job.max_attempts and not hopeless:
-            wait = self._options.backoff * 2 ** (job.attempts - 1) * (1 + random.random() / 2)  # noqa: S311 - jitter
-            logger.warning("job %s failed, attempt %d of %d: %s", job.id, job.attempts, job.max_attempts, error)
-            await self._end(job, FinishJob(job.id, self.owner, "pending", now, error=text, not_before=now + wait))
-            return
-        logger.error("job %s failed for good after %d attempts", job.id, job.attempts, exc_info=error)
-        named = await self._named(job)
-        event = JobFailed(job=job.id, kind=job.kind, target=job.target, error=text, attempts=job.attempts, **named)
-        changes: list[Change] = [
-            FinishJob(job.id, self.owner, "failed", now, error=text),
-            event.change(job.first, job.last),
-        ]
-        if work is not None:
-            changes += await work.give_up()
-        await self._end(job, *changes)
-
-    async def _named(self, job: JobRecord) -> dict[str, Any]:
-        """Return how events name a job's component: it is known, unless loading it is what failed."""
-        try:
-            return await self._stores.registry.named(job.target)
-        except StoreError:
-            return {}  # its uuid is there all the same
-
-    async def _give_back(self, job: JobRecord) -> None:
-        await self._end(job, FinishJob(job.id, self.owner, "pending", self._now(), refund=True))
-
-    async def _set_aside(self, job: JobRecord) -> None:
-        """Put a job aside whose listener was paused, or back into the queue if that has been resumed meanwhile."""
-        closed = await self._pauses.closed([job.target])
-        if not closed or not await self._pauses.stopped(job, self.owner, closed[job.target]):
-            await self._give_back(job)
-
-    async def _commit(self, *changes: Change, joining: Any = None) -> bool:
-        """Commit a job's end; return whether it was still ours to end."""
-        with contextlib.suppress(LeaseLostError):
-            await self._stores.metadata.commit(*changes, joining=joining)
-            return True
-        return False
-
-    async def _end(self, job: JobRecord, *changes: Change) -> None:
-        """Commit a job's end, or leave it to the lease."""
-        try:
-            await self._commit(*changes)
-        except ConflictError:
-            raise
-        except StoreError:
-            # It is given back when the store is there again, or its lease runs out, and another attempt is made.
-            self._unsure = True
-            logger.exception("the end of job %s could not be recorded", job.id)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of running jobs, and stop those that were cancelled or taken over."""
@@ -492,7 +372,7 @@ class Runner:
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""
         task = self._running.get(job)
-        if task is not None and job not in self._ending:
+        if task is not None and job not in self._endings.under_way:
             task.cancel()
 
 
