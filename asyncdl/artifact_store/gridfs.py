@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
-from asyncdl.drivers.mongo import MongoDatabase, finished
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import finished
 from asyncdl.errors import (
     ArtifactCorruptError,
     ArtifactNotFoundError,

@@ -13,7 +13,7 @@ from asyncdl.databackend.documents import StoredDocument
 from asyncdl.databackend.mongo_outputs import KEY, hashed, parts
 from asyncdl.databackend.mongo_scan import behind
 from asyncdl.databackend.mongo_values import MongoValues
-from asyncdl.drivers.mongo import MongoTransaction
+from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments, new_id
 from asyncdl.errors import ConstraintError, DatatypeError
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from asyncdl.databackend.base import Key, Outputs, OutputTable, Row
 from asyncdl.databackend.mongo_values import MongoValues
-from asyncdl.drivers.mongo import MongoTransaction
+from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments
 from asyncdl.errors import DatatypeError, QueryError
 

@@ -13,7 +13,7 @@ from asyncdl.databackend.base import Key, OutputTable, Row, as_key
 from asyncdl.databackend.documents import DocumentPlan
 from asyncdl.databackend.mongo_outputs import KEY, MongoOutputs, hashed, parts
 from asyncdl.databackend.mongo_values import MongoValues
-from asyncdl.drivers.mongo import MongoTransaction
+from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments
 
 _KINDS = (

@@ -13,7 +13,7 @@ from asyncdl.databackend.base import Key, WriteKind, Written
 from asyncdl.databackend.documents import DocumentWrite, Operation, kind_of
 from asyncdl.databackend.mongo_outputs import parts
 from asyncdl.databackend.mongo_values import MongoValues
-from asyncdl.drivers.mongo import MongoTransaction
+from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments, new_id
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import DuplicateKeyError, InvalidRowError, QueryError

@@ -8,7 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, in_thread, thread_session
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import Document, MongoTransaction, in_thread, thread_session
 from asyncdl.drivers.mongo_errors import translated
 from asyncdl.errors import AsyncDLError, ClosedError, ConstraintError, DatatypeError, QueryError, StoreError
 

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_errors import labelled
 from asyncdl.errors import ClosedError, StoreError, StoreTimeoutError
 

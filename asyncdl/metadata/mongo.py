@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, Sort
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import Document, MongoTransaction, Sort
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import ClosedError, ConfigurationError, DuplicateKeyError, StoreError
 from asyncdl.metadata import base

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from asyncdl.drivers.mongo import Document, MongoDatabase, MongoTransaction, Write
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import Document, MongoTransaction, Write
 from asyncdl.errors import (
     ConstraintError,
     DuplicateKeyError,

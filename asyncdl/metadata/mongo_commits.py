@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
-from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write, finished
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import MongoTransaction, Write, finished
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import AsyncDLError, ConstraintError
 from asyncdl.metadata.base import AppendEvent, Change, EventRecord

@@ -19,7 +19,8 @@ import pytest
 
 import asyncdl
 from asyncdl.artifact_store.gridfs import GridFSArtifactStore
-from asyncdl.drivers.mongo import MongoDatabase, MongoTransaction, Write
+from asyncdl.drivers.mongo import MongoDatabase
+from asyncdl.drivers.mongo_calls import MongoTransaction, Write
 from asyncdl.drivers.mongo_client import database_name
 from asyncdl.drivers.mongo_errors import translated
 from asyncdl.errors import (
