@@ -83,13 +83,14 @@ class Subscription:
 
     async def _fill(self) -> None:
         """Read the next page; wait for a commit only when there is none."""
-        seen = 0
+        seen, more = 0, False
         while True:
-            if self._position >= self._head:
+            if self._position >= self._head and not more:
                 seen = await self._store.wait_for_commits(seen, "events")
             head, records = self._head, await self._read()
             if not records and self._position >= head:
                 self._head = await self._store.last_event()  # once it is read again, there is none for us up to here
+                more = False
                 continue
             if not records or records[0].seq != self._position + 1:
                 await check_kept(self._store, self._position)
@@ -99,7 +100,8 @@ class Subscription:
                 return
             # nothing up to here was for us
             last = records[-1].seq if records else 0
-            self._position = last if len(records) == self._limit else max(head, last)
+            more = len(records) == self._limit
+            self._position = last if more else max(head, last)
 
     async def _read(self) -> Sequence[EventRecord]:
         return await self._store.events(

@@ -113,6 +113,7 @@ async def test_a_job_that_nobody_began_with_in_time_has_failed(uris):
     try:
         async with asyncdl.connect(**uris, job_deadline=0.2, job_concurrency=1, threads=1) as db:
             models.gate = gate
+            models.began.clear()
             await db.add(Listener("gated", model=Model("gate", models.gated), key="x", select=db["numbers"]))
             await asyncio.to_thread(models.began.wait)
             written = await db.execute(db["numbers"].insert({"id": 2, "x": 2}))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 from collections import Counter
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ async def test_a_crowd_does_everything_once(
         for each in processes:
             each.start()
         try:
-            for each in processes:
-                await asyncio.to_thread(each.join, 200)
+            running = set(processes)
+            while running and not any(each.exitcode for each in processes):  # the others would wait for one that failed
+                await asyncio.to_thread(connection.wait, [each.sentinel for each in running])
+                running = {each for each in running if each.exitcode is None}
             assert [each.exitcode for each in processes] == [0] * PROCESSES
         finally:
             for each in processes:
