@@ -72,25 +72,33 @@ async def _run_columns(driver: Any, statement: Statement, rows: Sequence[Row]) -
     source = f"SELECT {names}{same} FROM unnest({arrays}) AS new_rows({names})"  # noqa: S608 - placeholders and types
     sql = numbered(statement.sql.replace(f"VALUES {statement.row}", source, 1))
     affected = 0
-    for part in _parts(rows):
+    for columns in _parts(rows):
         # what the rows share stands before their arrays in the text
-        affected += _affected(await driver.execute(sql, *statement.shared, *map(list, zip(*part, strict=True))))
+        affected += _affected(await driver.execute(sql, *statement.shared, *map(list, columns)))
     return affected
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """Yield rows in lists that are not too large for a message, nor for the event loop, on which they are encoded."""
+def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield columns that are not too large for a message, nor for the event loop, on which they are encoded."""
     for at in range(0, len(rows), _ROWS):
-        yield from _halved(rows[at : at + _ROWS])
+        yield from _halved(list(zip(*rows[at : at + _ROWS], strict=True)))
 
 
-def _halved(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    if len(rows) > 1 and sum(len(each) for row in rows for each in row if isinstance(each, (str, bytes))) > _BYTES:
-        middle = len(rows) // 2
-        yield from _halved(rows[:middle])
-        yield from _halved(rows[middle:])
+def _halved(columns: list[Row]) -> Iterator[list[Row]]:
+    count = len(columns[0])
+    if count > 1 and sum(map(_size, columns)) > _BYTES:
+        middle = count // 2
+        yield from _halved([each[:middle] for each in columns])
+        yield from _halved([each[middle:] for each in columns])
     else:
-        yield rows
+        yield columns
+
+
+def _size(column: Row) -> int:
+    """Return the size of texts and bytes; a column is of one type."""
+    given = filter(None, column)
+    first = next(given, None)
+    return len(first) + sum(map(len, given)) if isinstance(first, (str, bytes)) else 0
 
 
 async def _run_rows(driver: Any, statement: Statement, rows: Sequence[Row]) -> int:
