@@ -93,6 +93,7 @@ async def test_an_attempt_that_takes_too_long_fails_and_the_next_is_made(uris):
     async with asyncdl.connect(**uris, job_timeout=0.2) as db:
         t = db["numbers"]
         await db.execute(t.insert({"id": 1, "x": 1}))
+        await db.wait_idle(60)  # the insert is planned by itself, before there is a listener
         added = await db.add(Listener("hangs", model=Model("hangs", _hang), key="x", select=t))
         with pytest.raises(JobFailedError, match="was not done within"):
             await added.wait(60)
