@@ -18,8 +18,6 @@ pytestmark = pytest.mark.anyio
 
 
 DATA = ["sqlite", "postgresql", "mysql", "duckdb", "frames", "replica set", "standalone"]
-SINGLE = {"duckdb", "frames"}
-"""Databackends whose files belong to one datalayer at a time."""
 
 
 @pytest.fixture(params=[(data, metadata) for data in DATA for metadata in METADATA], ids=" + ".join)

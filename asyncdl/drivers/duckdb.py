@@ -216,7 +216,7 @@ class DuckDBDatabase(SingleWriterDatabase):
     # writing
 
     async def call_writer(self, function: Callable[[duckdb.DuckDBPyConnection], T]) -> T:
-        """Run a function on the writing thread; only a transaction, which has the turn, may."""
+        """Run a function on the writing thread; one that writes is a transaction's, which has the turn."""
         self._opened()
         assert self._writer is not None  # noqa: S101 - `open` sets both
         return await asyncio.get_running_loop().run_in_executor(self._writer, lambda: self._translated(function))

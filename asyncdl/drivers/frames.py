@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _WAIT = 30.0
+_PAUSE = 0.005
 _CHANGES = re.compile(
     r'(?:INSERT INTO|UPDATE|DELETE FROM|CREATE TABLE IF NOT EXISTS|DROP TABLE IF EXISTS) ("(?:[^"]|"")+"|\w+)'
 )
@@ -55,6 +56,8 @@ class FramesDatabase(DuckDBDatabase):
         self._lock: FileLock | None = None
         self._seen: dict[str, _Stamp] = {}
         self._touched: set[str] = set()
+        self._begun = False
+        """Whether a transaction has the folder's lock and has loaded what there is; of the writing thread."""
 
     def connect(self) -> None:
         """Make the folder and load what is in it, on the writing thread."""
@@ -142,7 +145,7 @@ class FramesDatabase(DuckDBDatabase):
 
         assert self._lock is not None  # noqa: S101 - `connect` sets it
         try:
-            self._lock.acquire()
+            self._lock.acquire(poll_interval=_PAUSE)
         except Timeout as error:
             raise StoreTimeoutError(f"{self.url}: another process has written for {_WAIT:.0f} s") from error
         except OSError as error:
@@ -152,6 +155,7 @@ class FramesDatabase(DuckDBDatabase):
             self._refresh(raw)
             self._touched.clear()
             super().begin(raw)
+            self._begun = True
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError) and not isinstance(error, AsyncDLError):
@@ -183,10 +187,12 @@ class FramesDatabase(DuckDBDatabase):
             if self._journal.withdraw():
                 raise
             self._seen = {}  # it stands, so memory is to follow the files
-        with suppress(OSError):  # the next to come tries again, before anything else
-            self._journal.carry_out()
-            files = self._files()
-            self._seen = {name: files[name] for name in self._seen.keys() | self._touched if name in files}
+        else:
+            with suppress(OSError):  # the next to come tries again, before anything else
+                self._journal.carry_out()
+                files = self._files()
+                self._seen = {name: files[name] for name in self._seen.keys() | self._touched if name in files}
+        self._begun = False
         self._lock.release()
 
     def rollback(self, raw: duckdb.DuckDBPyConnection) -> None:
@@ -199,6 +205,7 @@ class FramesDatabase(DuckDBDatabase):
                     with suppress(OSError):  # what is left there will be written over
                         self._operations.delete(beside(path))
         finally:
+            self._begun = False
             self._lock.release()
 
     def _written(self, raw: duckdb.DuckDBPyConnection, name: str) -> list[Rename]:
@@ -228,7 +235,15 @@ class FramesDatabase(DuckDBDatabase):
             yield rows
 
     async def _look(self) -> None:
-        """Have files loaded that have changed; while a transaction is open here, nobody else changes them."""
-        if not self._turn.locked() and await self._read(lambda _: self._files()) != self._seen:
-            async with self.transaction() as tx:
-                await tx.run()
+        """Have files loaded that have changed."""
+        if await self._read(lambda _: self._journal.decided or self._files() != self._seen):
+            await self.call_writer(self._catch_up)
+
+    def _catch_up(self, raw: duckdb.DuckDBPyConnection) -> None:
+        """Load what has changed, on the writing thread, unless a transaction has: until it ends nobody else changes anything.
+
+        One that waits for the folder's lock has loaded nothing yet, and who writes at that time is another process.
+        """
+        if not self._begun:
+            self.begin(raw)
+            self.rollback(raw)

@@ -86,11 +86,16 @@ class Journal:
                 return
             raise
 
+    @property
+    def decided(self) -> bool:
+        """Whether something has been decided that is not known to be done."""
+        return self._path.exists()
+
     def withdraw(self) -> bool:
         """Take a decision back, if that is possible; return whether there is none any more."""
         with suppress(OSError):
             self._operations.delete(self._path)
-        return not self._path.exists()
+        return not self.decided
 
     def carry_out(self) -> None:
         """Do what was decided, which may be half done; raises `OSError`, and then it is still to be done."""

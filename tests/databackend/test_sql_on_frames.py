@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 import asyncdl
 from asyncdl import Listener, Model
@@ -224,6 +226,45 @@ async def test_a_fault_at_each_operation_on_files_loses_nothing(tmp_path: Path, 
     assert not told[0]
     assert told[-2:] == [True, True]  # the last that failed was behind the decision, and in no one's way
     assert told == sorted(told)
+
+
+async def test_who_waits_to_write_reads_what_others_have_written(tmp_path: Path) -> None:
+    one, other = (SQLDataBackend(FramesDatabase(tmp_path), Datatypes(allow_pickle=False)) for _ in range(2))
+    await one.open()
+    await other.open()
+    a = table("a")
+    await write(one, a.insert([{"id": 1, "x": 0}]))
+    await write(other, a.insert([{"id": 2, "x": 0}]))
+    with FileLock(tmp_path / ".asyncdl" / "tables" / "lock"):  # as another process that writes
+        waits = asyncio.create_task(write(one, a.insert([{"id": 3, "x": 0}])))
+        await asyncio.sleep(0.1)
+        reads = asyncio.create_task(read(one, a))
+        await asyncio.sleep(0.1)
+    assert {key for key, _ in await reads} >= {1, 2}
+    await waits
+    assert {key for key, _ in await read(other, a)} == {1, 2, 3}
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_what_a_killed_process_had_decided_is_what_others_read(tmp_path: Path) -> None:
+    files = Failing()
+    killed, other = (
+        SQLDataBackend(FramesDatabase(tmp_path, operations=each), Datatypes(allow_pickle=False))
+        for each in (files, None)
+    )
+    await killed.open()
+    await other.open()
+    a = table("a")
+    await write(killed, a.insert([{"id": 1, "x": 0}]))
+    assert await read(other, a) == [(1, 0)]
+    # a new file flushed, two folders flushed, the journal written, flushed, renamed, and its folder flushed
+    files.left, files.stays = 8, True
+    await write(killed, a.update({"x": 1}, where=True))
+    assert files.failed
+    assert await read(other, a) == [(1, 1)]
+    await killed.aclose()
+    await other.aclose()
 
 
 async def write(backend: SQLDataBackend, *queries: Any) -> None:
