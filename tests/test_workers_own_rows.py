@@ -8,13 +8,9 @@ import os
 import pickle
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import pymongo
 import pytest
 
 import asyncdl
@@ -22,33 +18,18 @@ from asyncdl import Listener, Model
 from asyncdl.databackend.base import DataBackend
 from asyncdl.jobs.sites import DataSite
 from tests.dask_processes import ROOT
+from tests.places import stores_of
 from tests.postgresql import embedded
 
 pytestmark = pytest.mark.anyio
 
 ROWS = 3000
-STORES = ["postgresql", "postgresql, records elsewhere", "mongodb_replica_set", "mongodb_standalone"]
+STORES = [("postgresql", "own"), *((kind, kind) for kind in ("postgresql", "replica set", "standalone"))]
 
 
-@contextmanager
-def uris_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[dict[str, Any]]:
-    kind, _, apart = str(request.param).partition(", ")
-    uris: dict[str, Any] = {"artifact_store": f"filesystem://{folder / 'artifacts'}"}
-    if apart:
-        uris["metadata_store"] = f"sqlite:///{folder / 'meta.db'}"
-    server = request.getfixturevalue(kind)
-    if kind == "postgresql":
-        yield uris | {"databackend": server.url(folder)}
-        return
-    name = f"test_{uuid4().hex[:20]}"
-    yield uris | {"databackend": server + name}
-    with pymongo.MongoClient[Any](server) as client:
-        client.drop_database(name)
-
-
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=STORES, ids=" + ".join)
 def stores(request, tmp_path):
-    with uris_of(request, tmp_path) as uris:
+    with stores_of(request, tmp_path) as uris:
         yield uris
 
 
@@ -135,7 +116,9 @@ class Meeting:
                 await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("stores", ["postgresql", "mongodb_replica_set"], indirect=True)
+@pytest.mark.parametrize(
+    "stores", [("postgresql", "postgresql"), ("replica set", "replica set")], ids=" + ".join, indirect=True
+)
 async def test_a_worker_that_dies_in_the_middle(stores, dask, tmp_path):
     workers = [dask.start_worker(), dask.start_worker()]
     (tmp_path / "met").mkdir()

@@ -117,7 +117,7 @@ class MongoDataBackend(DataBackend):
             except BaseException:
                 await self.database.aclose()
                 raise
-            self._open, self._looked = True, -_INTERVAL
+            self._open, self._looked, self._looking = True, -_INTERVAL, asyncio.Lock()
 
     async def aclose(self) -> None:
         """Close what `open` opened."""

@@ -12,10 +12,19 @@ class Counted(ABC):
 
     def __init__(self) -> None:
         self._openers = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._opening = asyncio.Lock()
+        self._make_room()
 
     async def open(self) -> None:
         """Connect; opening twice is counted, and closed by as many `aclose`."""
+        loop = asyncio.get_running_loop()
+        if (
+            self._openers == 0 and self._loop is not loop
+        ):  # a lock belongs to the first loop in which somebody waited for it
+            self._loop = loop
+            self._opening = asyncio.Lock()
+            self._make_room()
         async with self._opening:
             if self._openers == 0:
                 await self._connect()
@@ -30,6 +39,10 @@ class Counted(ABC):
                 async with self._quiet():
                     self._openers = 0
                     await self._dispose()
+
+    @abstractmethod
+    def _make_room(self) -> None:
+        """Make what those who use the database wait at, locks and semaphores: for each event loop that it is opened in."""
 
     @abstractmethod
     async def _connect(self) -> None:

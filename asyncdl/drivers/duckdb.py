@@ -132,7 +132,6 @@ class DuckDBDatabase(SingleWriterDatabase):
         self._writer: ThreadPoolExecutor | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._cursors: list[duckdb.DuckDBPyConnection] = []
-        self._streams = asyncio.Semaphore(_STREAMS)
         self._at_work: set[_Work] = set()
 
     @property
@@ -141,6 +140,10 @@ class DuckDBDatabase(SingleWriterDatabase):
         raise ConfigurationError(f"{self.url} holds rows and outputs; the metadata store is elsewhere")
 
     # opening and closing
+
+    def _make_room(self) -> None:
+        super()._make_room()
+        self._streams = asyncio.Semaphore(_STREAMS)
 
     async def _connect(self) -> None:
         """Connect, and create the file when missing."""

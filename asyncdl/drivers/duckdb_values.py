@@ -49,7 +49,12 @@ def translate(error: Exception, url: str, *, opening: bool = False) -> AsyncDLEr
 
 def execute(raw: duckdb.DuckDBPyConnection, sql: str, params: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
     """Run one statement."""
-    return raw.execute(sql, list(params)) if params else raw.execute(sql)
+    import duckdb  # noqa: PLC0415 - it is loaded
+
+    try:
+        return raw.execute(sql, list(params)) if params else raw.execute(sql)
+    except (RuntimeError, UnicodeError) as error:  # of the bindings: a text that is no Unicode
+        raise duckdb.InvalidInputException(str(error)) from error
 
 
 def run(raw: duckdb.DuckDBPyConnection, statement: Statement) -> Outcome:
@@ -60,7 +65,10 @@ def run(raw: duckdb.DuckDBPyConnection, statement: Statement) -> Outcome:
     if statement.types:
         params = [_parameter(*pair) for pair in zip(params, statement.types, strict=True)]
     result = execute(raw, statement.sql, params)
-    return Outcome(-1, rows_of(result.to_arrow_table()) if statement.fetch else [])
+    if statement.fetch:
+        return Outcome(-1, rows_of(result.to_arrow_table()))
+    counted = result.fetchone() if result.description and result.description[0][0] == "Count" else None
+    return Outcome(-1 if counted is None else counted[0], [])
 
 
 def _parameter(value: Any, kind: str) -> Any:

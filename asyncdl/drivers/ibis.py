@@ -134,10 +134,12 @@ class IbisDatabase(Counted):
         self.changes = _CHANGES.get(self.backend, StatementChanges)()
         self._owner: _Owner | None = None
         self._idle: list[_Owner] = []
-        self._streams = asyncio.Semaphore(_STREAMS)
-        self._turn = asyncio.Lock()
 
     # opening and closing
+
+    def _make_room(self) -> None:
+        self._streams = asyncio.Semaphore(_STREAMS)
+        self._turn = asyncio.Lock()
 
     async def _connect(self) -> None:
         owner = _Owner(self._made)

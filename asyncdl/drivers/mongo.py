@@ -67,8 +67,6 @@ class MongoDatabase(MongoCalls):
         self._local: Any = None  # the same, written without waiting for the other replicas
         self._documents: Any = None  # the same as the first, with the values of the user's documents
         self._kept: dict[str, Any] = {}  # collections of these: making one takes longer than all else that a call costs
-        self.turn = asyncio.Lock()
-        """Held by a transaction that begins at the gate: two at once would only meet there."""
         self.gate: tuple[str, str] | None = None
         """The collection and key of the document that every commit of the metadata store writes, if one is here."""
         self._sessions: deque[Any] = deque()
@@ -81,6 +79,10 @@ class MongoDatabase(MongoCalls):
     def elsewhere(self) -> Elsewhere[MongoDatabase]:
         """Return what connects to it in another process."""
         return Elsewhere(MongoDatabase, self._uri)
+
+    def _make_room(self) -> None:
+        self.turn = asyncio.Lock()
+        """Held by a transaction that begins at the gate: two at once would only meet there."""
 
     async def _connect(self) -> None:
         """Connect.

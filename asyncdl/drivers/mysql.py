@@ -120,15 +120,8 @@ class MySQLDatabase(PooledDatabase):
         """Return what connects to it in another process, with the password."""
         return Elsewhere(MySQLDatabase, self._uri)
 
-    async def _connect(self) -> None:
-        self._make_room()
+    def _start(self) -> None:
         self._is_open = True
-        try:
-            async with self._lease():
-                pass
-        except BaseException:
-            await self._dispose()
-            raise
 
     async def _new(self) -> Any:
         import asyncmy  # noqa: PLC0415 - loaded when a database is opened

@@ -6,8 +6,9 @@ So one who streams, or is in a transaction, can always read beside it.
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 from asyncdl.drivers.sql import SQLDatabase, SQLTransaction
@@ -56,6 +57,23 @@ class PooledDatabase(SQLDatabase):
         self._writers = asyncio.Semaphore(WRITERS)
         self._fetchers = asyncio.Semaphore(FETCHERS)
         self._streams = asyncio.Semaphore(STREAMS)
+
+    async def _connect(self) -> None:
+        self._start()
+        try:
+            async with self._lease():
+                pass
+        except BaseException:
+            await self._dispose()
+            raise
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Make the pool, without a connection in it."""
+
+    @abstractmethod
+    def _lease(self) -> AbstractAsyncContextManager[Any]:
+        """Borrow a connection; what is left of a transaction or a cancelled statement is cleared away afterwards."""
 
     @asynccontextmanager
     async def _quiet(self) -> AsyncIterator[None]:

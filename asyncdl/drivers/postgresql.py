@@ -98,10 +98,9 @@ class PostgreSQLDatabase(PooledDatabase):
         """Return what connects to it in another process, with the password."""
         return Elsewhere(PostgreSQLDatabase, self._dsn)
 
-    async def _connect(self) -> None:
+    def _start(self) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415 - heavy: loaded on opening
 
-        self._make_room()
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=self._new,
@@ -111,12 +110,6 @@ class PostgreSQLDatabase(PooledDatabase):
             pool_timeout=WAIT,
             pool_reset_on_return=None,  # `_give_back` does
         )
-        try:
-            async with self._lease():
-                pass
-        except BaseException:
-            await self._dispose()
-            raise
 
     async def _new(self) -> Any:
         import asyncpg  # noqa: PLC0415 - loaded when a database is opened

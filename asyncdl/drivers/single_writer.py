@@ -68,8 +68,7 @@ class SingleWriterTransaction(SQLTransaction):
 class SingleWriterDatabase(SQLDatabase):
     """A database with one connection for writing."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def _make_room(self) -> None:
         self._turn = asyncio.Lock()
 
     @abstractmethod

@@ -21,12 +21,9 @@ import pytest
 from asyncdl.drivers.sql import Statement
 from asyncdl.drivers.sqlite import SQLiteDatabase, translate
 from asyncdl.errors import (
-    AsyncDLError,
     ClosedError,
-    ConflictError,
     ConstraintError,
     DuplicateKeyError,
-    LeaseLostError,
     StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
@@ -157,19 +154,6 @@ async def test_200_cancelled_reads_leave_the_pool_whole(database: SQLiteDatabase
     await all_readers_at_once(database)
 
 
-async def test_a_transaction_whose_statement_was_cancelled_has_ended(database: SQLiteDatabase) -> None:
-    async with database.transaction() as tx:
-        statement = asyncio.create_task(tx.run(insert(1)))
-        await asyncio.sleep(0)
-        statement.cancel()
-        await asyncio.wait([statement])
-        assert statement.cancelled()
-        with pytest.raises(ClosedError):
-            await tx.run(insert(2))
-    await database.write(insert(3))
-    assert await ids(database) == [0, 3]
-
-
 async def test_a_cancelled_wait_for_the_turn_passes_it_on(database: SQLiteDatabase) -> None:
     async with database.transaction() as tx:
         waiting = [asyncio.create_task(database.write(insert(n))) for n in (1, 2, 3)]
@@ -181,92 +165,6 @@ async def test_a_cancelled_wait_for_the_turn_passes_it_on(database: SQLiteDataba
     assert await ids(database) == [0, 3, 9]
 
 
-# transactions
-
-
-async def test_a_transaction_is_committed_at_the_end_of_its_block(database: SQLiteDatabase) -> None:
-    async with database.transaction() as tx:
-        [outcome] = await tx.run(insert(1))
-        tx.defer(insert(2))
-        assert outcome.rowcount == 1
-    assert await ids(database) == [0, 1, 2]
-
-
-async def test_an_exception_in_the_block_rolls_back(database: SQLiteDatabase) -> None:
-    async def write() -> None:
-        async with database.transaction() as tx:
-            await tx.run(insert(1))
-            tx.defer(insert(2))
-            raise LookupError
-
-    with pytest.raises(LookupError):
-        await write()
-    assert await ids(database) == [0]
-    await database.write(insert(1))
-    assert await ids(database) == [0, 1]
-
-
-async def test_a_block_that_does_nothing_leaves_the_turn(database: SQLiteDatabase) -> None:
-    async with database.transaction():
-        pass
-    await database.write(insert(1))
-    assert await ids(database) == [0, 1]
-
-
-async def test_deferred_statements_run_in_order_before_what_runs_next(database: SQLiteDatabase) -> None:
-    async with database.transaction() as tx:
-        tx.defer(insert(1, 5), Statement("UPDATE t SET n = n * 2 WHERE id = 1"))
-        tx.defer(Statement("UPDATE t SET n = n + 1 WHERE id = 1"))
-        [found] = await tx.run(Statement("SELECT n FROM t WHERE id = 1", fetch=True))
-        assert found.rows == [(11,)]
-        tx.defer(insert(2))
-        [removed] = await tx.commit(Statement("DELETE FROM t WHERE id > 0 RETURNING id", fetch=True))
-        assert sorted(removed.rows) == [(1,), (2,)]
-    assert await ids(database) == [0]
-
-
-async def test_a_failing_deferred_statement_fails_the_commit_and_leaves_nothing(database: SQLiteDatabase) -> None:
-    async def write() -> None:
-        async with database.transaction() as tx:
-            tx.defer(insert(1), insert(0))
-
-    with pytest.raises(DuplicateKeyError):
-        await write()
-    assert await ids(database) == [0]
-
-
-@pytest.mark.parametrize("end", ["commit", "error"])
-async def test_use_after_the_end_is_refused(database: SQLiteDatabase, end: str) -> None:
-    async with database.transaction() as tx:
-        if end == "commit":
-            await tx.commit(insert(1))
-        else:
-            with pytest.raises(DuplicateKeyError):
-                await tx.run(insert(1), insert(0))
-        with pytest.raises(ClosedError):
-            await tx.run(insert(2))
-        with pytest.raises(ClosedError):
-            await tx.commit(insert(2))
-        with pytest.raises(ClosedError):
-            tx.defer(insert(2))
-    with pytest.raises(ClosedError):
-        await tx.run(insert(3))
-    assert await ids(database) == ([0, 1] if end == "commit" else [0])
-
-
-async def test_conditions_are_checked_and_all_or_nothing(database: SQLiteDatabase) -> None:
-    nobody = Statement("UPDATE t SET n = 1 WHERE id = 9", expect=1, conflict="nobody is there")
-    with pytest.raises(ConflictError, match="nobody is there"):
-        await database.write(insert(1), nobody)
-    lost = Statement("SELECT 1 WHERE 0", fetch=True, expect=1, conflict="lost", error=LeaseLostError)
-    with pytest.raises(LeaseLostError, match="lost"):
-        await database.write(insert(1), lost)
-    none = Statement("DELETE FROM t WHERE id = 9", expect=0)
-    [first, second] = await database.write(insert(1, expect=1), none)
-    assert (first.rowcount, second.rowcount) == (1, 0)
-    assert await ids(database) == [0, 1]
-
-
 async def test_many_rows_are_one_statement(database: SQLiteDatabase) -> None:
     [outcome] = await database.write(
         Statement("INSERT INTO t VALUES (?, ?, ?)", [(n, n, None) for n in range(1, 1001)], many=True, expect=1000)
@@ -276,31 +174,6 @@ async def test_many_rows_are_one_statement(database: SQLiteDatabase) -> None:
 
 
 # errors
-
-
-@pytest.mark.parametrize(
-    ("statement", "error"),
-    [
-        (insert(0), DuplicateKeyError),
-        (insert(1, name="counter"), DuplicateKeyError),
-        (Statement("UPDATE t SET n = NULL"), ConstraintError),
-        (Statement("INSERT INTO nowhere VALUES (1)"), StoreError),
-        (Statement("this is no SQL"), StoreError),
-        (Statement("SELECT ?", (object(),)), StoreError),
-        (insert(1, 2**63), StoreError),
-        (insert(1, name="\ud800"), StoreError),
-    ],
-    ids=["primary key", "unique", "not null", "no table", "syntax", "type", "too large", "surrogate"],
-)
-async def test_errors_of_statements_are_translated(
-    database: SQLiteDatabase, statement: Statement, error: type[AsyncDLError]
-) -> None:
-    with pytest.raises(error) as caught:
-        await database.write(insert(7), statement)
-    assert caught.type is error
-    assert caught.value.__cause__ is not None
-    assert database.url in str(caught.value)
-    assert await ids(database) == [0]
 
 
 async def test_foreign_keys_are_checked(database: SQLiteDatabase) -> None:
@@ -521,39 +394,6 @@ async def test_opening_that_is_cancelled_can_be_tried_again(tmp_path: Path) -> N
     await database.aclose()
 
 
-async def test_closing_waits_for_the_transaction_under_way(tmp_path: Path) -> None:
-    database = SQLiteDatabase(tmp_path / "test.db")
-    await database.open()
-    await database.write(Statement("CREATE TABLE t (n INTEGER)"))
-    async with database.transaction() as tx:
-        await tx.run(Statement("INSERT INTO t VALUES (1)"))
-        closing = asyncio.create_task(database.aclose())
-        late = asyncio.create_task(database.write(Statement("INSERT INTO t VALUES (2)")))
-        await asyncio.sleep(0)
-        await tx.run(Statement("INSERT INTO t VALUES (3)"))
-    await closing
-    with pytest.raises(ClosedError):
-        await late
-    await database.open()
-    assert await database.fetch("SELECT n FROM t ORDER BY n") == [(1,), (3,)]
-    await database.aclose()
-
-
-async def test_a_cancelled_close_can_be_repeated(tmp_path: Path) -> None:
-    database = SQLiteDatabase(tmp_path / "test.db")
-    await database.open()
-    async with database.transaction():
-        closing = asyncio.create_task(database.aclose())
-        await asyncio.sleep(0)
-        closing.cancel()
-        await asyncio.wait([closing])
-        assert closing.cancelled()
-    assert await database.fetch("SELECT 1") == [(1,)]
-    await database.aclose()
-    with pytest.raises(ClosedError):
-        await database.fetch("SELECT 1")
-
-
 async def test_closing_ends_streams_that_nobody_finished(
     database: SQLiteDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -589,21 +429,6 @@ async def test_the_version_tells_of_commits_of_this_and_other_connections(databa
     raw.commit()
     raw.close()
     assert await database.version() != second
-
-
-def test_two_loops_one_after_another(tmp_path: Path) -> None:
-    async def use(n: int) -> list[Any]:
-        database = SQLiteDatabase(tmp_path / "test.db")
-        await database.open()
-        await database.write(Statement("CREATE TABLE IF NOT EXISTS t (n INTEGER)"))
-        writes = (database.write(Statement("INSERT INTO t VALUES (?)", (n,))) for _ in range(20))
-        await asyncio.gather(*writes)
-        found = await database.fetch("SELECT n, count(*) FROM t GROUP BY n ORDER BY n")
-        await database.aclose()
-        return found
-
-    assert asyncio.run(use(1)) == [(1, 20)]
-    assert asyncio.run(use(2)) == [(1, 20), (2, 20)]
 
 
 async def test_processes_that_make_one_file_at_once(tmp_path: Path) -> None:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import pymongo
 import pytest
 
 import asyncdl
@@ -22,32 +17,17 @@ from asyncdl.errors import JobCancelledError, LeaseLostError
 from asyncdl.jobs.errands import Report
 from asyncdl.jobs.sites import DataSite, Errands
 from tests.jobs.errands_here import ErrandsHere
+from tests.places import stores_of
 
 pytestmark = pytest.mark.anyio
 
 ROWS = 200
-STORES = ["postgresql", "postgresql, records apart", "mysql", "mongodb_replica_set", "mongodb_standalone"]
+STORES = [("postgresql", "own"), *((kind, kind) for kind in ("postgresql", "mysql", "replica set", "standalone"))]
 
 
-@contextmanager
-def uris_of(request: pytest.FixtureRequest, folder: Path) -> Iterator[dict[str, Any]]:
-    kind, _, apart = str(request.param).partition(", ")
-    uris: dict[str, Any] = {"artifact_store": f"filesystem://{folder / 'artifacts'}"}
-    if apart:
-        uris["metadata_store"] = f"sqlite:///{folder / 'meta.db'}"
-    server = request.getfixturevalue(kind)
-    if not kind.startswith("mongodb"):
-        yield uris | {"databackend": server.url(folder)}
-        return
-    name = f"test_{uuid4().hex[:20]}"
-    yield uris | {"databackend": server + name}
-    with pymongo.MongoClient[Any](server) as client:
-        client.drop_database(name)
-
-
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=STORES, ids=" + ".join)
 def stores(request, tmp_path):
-    with uris_of(request, tmp_path) as uris:
+    with stores_of(request, tmp_path) as uris:
         yield uris
 
 
