@@ -43,6 +43,7 @@ pytestmark = pytest.mark.anyio
 
 async def numbers(db, count=3):
     await db.execute(db["numbers"].insert([{"id": n, "x": n * 10} for n in range(count)]))
+    await db.wait_idle()  # else the insert may yet be planned for a listener that is added next, beside its backfill
     return db["numbers"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
-Elsewhere = Callable[[str], Awaitable[bytes]]
+ReadElsewhere = Callable[[str], Awaitable[bytes]]
 """Returns the verified bytes of an artifact, by its hash; picklable, and opens and closes the store by itself."""
 
 CHUNK = 1024 * 1024
@@ -66,7 +66,7 @@ class ArtifactStore(ABC):
         """Return an artifact's verified bytes, whole; raises as `open_stream` does."""
         return b"".join([chunk async for chunk in self.open_stream(sha256)])
 
-    def elsewhere(self) -> Elsewhere | None:
+    def elsewhere(self) -> ReadElsewhere | None:
         """Return what reads artifacts in another process, on a machine that may not reach the store; None: nothing does.
 
         It holds what is needed to connect, a password too.

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import aiofiles
 
-from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
+from asyncdl.artifact_store.base import CHUNK, ArtifactStore, ReadElsewhere
 from asyncdl.errors import ArtifactCorruptError, ArtifactNotFoundError, ClosedError, StoreError, StoreUnavailableError
 from asyncdl.together import both
 
@@ -173,7 +173,7 @@ class FilesystemArtifactStore(ArtifactStore):
             for rest in await self._step(self._in_thread(_names, self._path / folder, _REST)):
                 yield folder + rest
 
-    def elsewhere(self) -> Elsewhere:
+    def elsewhere(self) -> ReadElsewhere:
         """Return what reads this folder, where it is mounted at the same path."""
         return _Mounted(str(self._path.absolute()))
 

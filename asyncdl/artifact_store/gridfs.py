@@ -18,7 +18,7 @@ from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from asyncdl.artifact_store.base import CHUNK, ArtifactStore, Elsewhere
+from asyncdl.artifact_store.base import CHUNK, ArtifactStore, ReadElsewhere
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_calls import finished
 from asyncdl.errors import (
@@ -123,7 +123,7 @@ class GridFSArtifactStore(ArtifactStore):
         if not self._is_open:
             raise ClosedError(f"the artifact store {self.url} is not open")
 
-    def elsewhere(self) -> Elsewhere:
+    def elsewhere(self) -> ReadElsewhere:
         """Return what opens this store in another process."""
         return _Elsewhere(self.database.uri, self._namespace)
 

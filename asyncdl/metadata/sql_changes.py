@@ -194,19 +194,11 @@ class ChangeCompiler:
                 .where(claimable())
                 .where(or_(P("any", type_=jobs.c.attempts.type) == 1, jobs.c.attempts == P("expected")))
                 .where(~exists().where(cursors.c.name == P("gate"), cursors.c.seq < literal_column("0")))
-                .values(
-                    state="running",
-                    owner=P("new_owner"),
-                    lease=P("new_lease"),
-                    started=P("now"),
-                    attempts=jobs.c.attempts + literal_column("1"),
-                )
+                .values(_begun())
             ),
-            {
+            _attempt(change)
+            | {
                 "key": change.id,
-                "new_owner": change.owner,
-                "new_lease": change.lease,
-                "now": change.now,
                 "any": int(change.attempts is None),
                 "expected": change.attempts or 0,
                 "gate": change.gate or "",
@@ -219,18 +211,8 @@ class ChangeCompiler:
         """Return the statement that begins attempts of jobs that are known to be free, as one claim has it."""
         return self._statement(
             f"begin{len(ids)}",
-            lambda: (
-                update(jobs)
-                .where(jobs.c.id.in_([P(name) for name in ids]))
-                .values(
-                    state="running",
-                    owner=P("new_owner"),
-                    lease=P("new_lease"),
-                    started=P("now"),
-                    attempts=jobs.c.attempts + literal_column("1"),
-                )
-            ),
-            ids | {"new_owner": claim.owner, "new_lease": claim.lease, "now": claim.now},
+            lambda: update(jobs).where(jobs.c.id.in_([P(name) for name in ids])).values(_begun()),
+            ids | _attempt(claim),
             expect=count,
         )
 
@@ -409,6 +391,20 @@ def claimable() -> Any:
     due = and_(jobs.c.state == literal_column("'pending'"), jobs.c.not_before <= P("now"))
     abandoned = and_(jobs.c.state == literal_column("'running'"), jobs.c.lease <= P("now"))
     return or_(due, abandoned)
+
+
+def _begun() -> dict[str, Any]:
+    return {
+        "state": "running",
+        "owner": P("new_owner"),
+        "lease": P("new_lease"),
+        "started": P("now"),
+        "attempts": jobs.c.attempts + literal_column("1"),
+    }
+
+
+def _attempt(claim: base.ClaimJob) -> dict[str, Any]:
+    return {"new_owner": claim.owner, "new_lease": claim.lease, "now": claim.now}
 
 
 def _new_payload() -> Any:
