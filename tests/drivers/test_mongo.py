@@ -35,7 +35,7 @@ from asyncdl.errors import (
     StoreUnavailableError,
 )
 from asyncdl.metadata.mongo import MongoMetadataStore
-from asyncdl.testing.metadata import event, intent
+from asyncdl.testing.metadata_records import event, intent
 from tests.mongodb import failing, free_port, served
 
 pytestmark = pytest.mark.anyio

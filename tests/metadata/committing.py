@@ -9,7 +9,7 @@ import asyncio
 import subprocess
 import sys
 
-from asyncdl.testing.metadata import event, intent
+from asyncdl.testing.metadata_records import event, intent
 from tests.places import metadata_store
 
 

@@ -22,7 +22,7 @@ from asyncdl.metadata.base import (
     PutJob,
 )
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import component, event, intent, job
+from asyncdl.testing.metadata_records import component, event, intent, job
 from tests.metadata.committing import committer
 from tests.places import METADATA, PLACES, metadata_store
 

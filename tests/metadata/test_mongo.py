@@ -37,7 +37,8 @@ from asyncdl.metadata.base import (
 )
 from asyncdl.metadata.mongo import MongoMetadataStore
 from asyncdl.metadata.mongo_changesets import ChangeSetCommits
-from asyncdl.testing.metadata import PREPARED, MetadataStoreTests, RecordKind, component, event, intent, job
+from asyncdl.testing.metadata import MetadataStoreTests
+from asyncdl.testing.metadata_records import PREPARED, RecordKind, component, event, intent, job
 from tests.mongodb import served
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,8 @@ import pytest
 from asyncdl.drivers.mysql import MySQLDatabase
 from asyncdl.errors import ConfigurationError
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import MetadataStoreTests, RecordKind
+from asyncdl.testing.metadata import MetadataStoreTests
+from asyncdl.testing.metadata_records import RecordKind
 from tests.mysql import Server
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,8 @@ import pytest
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.errors import ConfigurationError
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event
+from asyncdl.testing.metadata import MetadataStoreTests
+from asyncdl.testing.metadata_records import RecordKind, event
 from tests.postgresql import Server
 
 pytestmark = pytest.mark.anyio

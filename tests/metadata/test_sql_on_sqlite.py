@@ -14,7 +14,8 @@ import pytest
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.errors import ClosedError, ConfigurationError
 from asyncdl.metadata.sql import SQLMetadataStore
-from asyncdl.testing.metadata import MetadataStoreTests, RecordKind, event, intent
+from asyncdl.testing.metadata import MetadataStoreTests
+from asyncdl.testing.metadata_records import RecordKind, event, intent
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,7 @@ import pytest
 
 from asyncdl.metadata.base import Change, MoveCursor, PutJob, RenewLeases
 from asyncdl.metadata.wakeup import Wakeup, topics_of
-from asyncdl.testing.metadata import WAKING, event, job
+from asyncdl.testing.metadata_records import WAKING, event, job
 
 pytestmark = pytest.mark.anyio
 
