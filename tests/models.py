@@ -179,3 +179,7 @@ def gated_plus_one(x: int) -> int:
     began.set()
     gate.wait(60)
     return plus_one(x)
+
+
+def gated_below_100(x: int) -> int:
+    return plus_one(x) if x >= 100 else gated_plus_one(x)

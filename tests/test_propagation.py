@@ -230,6 +230,18 @@ async def test_a_model_replaced_half_way_through_a_running_backfill(store: Store
     assert (await store.db.show("listener", "right", 0))["status"] == "retired"
 
 
+async def test_an_output_that_is_written_while_a_backfill_computes_it_from_the_row_before_stays(store: Store) -> None:
+    rows = {n: n for n in range(40)}
+    await (await store.insert(rows)).wait(60)
+    added = await store.db.add(listener("right", models.gated_below_100, "x", store.table))
+    await asyncio.to_thread(models.began.wait, 60)  # its first batch is being computed
+    await (await store.update(3, 100)).wait(60)
+    assert await store.outputs("right") == {3: 101}
+    models.gate.set()
+    await added.wait(60)
+    assert await store.outputs("right") == {n: n + 1 for n in rows} | {3: 101}
+
+
 async def test_the_old_outputs_are_read_until_the_new_are_complete(store: Store) -> None:
     rows = {n: n for n in range(30)}
     await (await store.insert(rows)).wait(60)

@@ -129,11 +129,15 @@ class Outputs:
         What the model returned for each row (with ``flatten``: lists); ignored where there is an error.
     errors
         JSON of a `RowError` for each row that failed, by its place.
+    new
+        Whether none of the rows had outputs when they were read: a databackend may write as if that were still so, which is
+        cheaper, and raise `asyncdl.errors.DuplicateKeyError` if it is not.
     """
 
     keys: Sequence[Sequence[Any]]
     values: Sequence[Any]
     errors: Mapping[int, str] = field(default_factory=dict)
+    new: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -523,6 +527,11 @@ class DataBackend(ABC):
         replaced
             Ids of root rows of which ``results`` are all the outputs: others that they have here are deleted (where their
             ``_as_of`` is not larger). None: nothing is deleted.
+
+        Raises
+        ------
+        DuplicateKeyError
+            The results are said to be `Outputs.new`, and one is there; the transaction has failed.
         """
 
     @abstractmethod

@@ -280,14 +280,11 @@ class SQLDataBackend(DataBackend):
             raise UnknownColumnError(f"the select has no column {lost[0]!r}; it has {', '.join(by_name)}")
         dialect, taken = self._dialect, (*compiled.key, *columns)
         key = tuple((name, by_name[name].datatype) for name in compiled.key)
-        conditions = []
+        bounds = [*([">"] if kind == "next" else []), *(["<="] if bounded_above else [])]
+        conditions = [f"{dialect.tuple_of(compiled.key, 's')} {bound} {dialect.marks(len(key))}" for bound in bounds]
         if missing is not None:
-            bounded = kind == "next" and dialect.merges
-            conditions.append(self._output_writer(missing).missing("s", compiled.key, collations, bounded=bounded))
-        if kind == "next":
-            conditions.append(f"{dialect.tuple_of(compiled.key, 's')} > {dialect.marks(len(key))}")
-        if bounded_above:
-            conditions.append(f"{dialect.tuple_of(compiled.key, 's')} <= {dialect.marks(len(key))}")
+            same = bounds if dialect.merges else ()
+            conditions.insert(0, self._output_writer(missing).missing("s", compiled.key, collations, same))
         what = "count(*)" if kind == "count" else dialect.quoted(taken, "s")
         if kind == "split":
             what += f", row_number() OVER (ORDER BY {dialect.quoted(compiled.key, 's')}) AS _row"
@@ -317,15 +314,10 @@ class SQLDataBackend(DataBackend):
         """Return the next rows of a select in the order of its key: key columns first, then ``columns``."""
         kind = "first" if after is None else "next"
         page = await self._page(select, outputs, columns, kind, missing, bounded_above=until is not None)
-        params: list[Any] = []
-        if after is not None:
-            params = self._encoded_key(page, after)
-            if missing is not None and self._dialect.merges:
-                params *= 2  # the bound stands on both sides
-        if until is not None:
-            params += self._encoded_key(page, until)
-        params.append(limit)
-        rows = await self._fetch(page.sql, params)
+        params = [each for bound in (after, until) if bound is not None for each in self._encoded_key(page, bound)]
+        if missing is not None and self._dialect.merges:
+            params *= 2  # the bounds stand on both sides
+        rows = await self._fetch(page.sql, [*params, limit])
         return await self._decode(page.decode, rows, page.heavy or limit > _INLINE)
 
     def _encoded_key(self, page: _Page, key: Row) -> list[Any]:

@@ -52,6 +52,8 @@ class OutputWriter:
                 f"the outputs of {table.identifier!r} cannot be keyed by a column {sorted(clash)[0]!r}: rename it"
             )
         self._put = self._put_sql()
+        row = self._dialect.row(len(self._columns))
+        self._insert = f"INSERT INTO {self._name} ({self._dialect.quoted(list(self._columns))}) VALUES {row}"  # noqa: S608 - quoted
         types = tuple(self._dialect.value_type(parse(each)) for each in self._columns.values())
         self._types = types if all(types) else ()
 
@@ -80,6 +82,8 @@ class OutputWriter:
     def put(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         """Return the statements that write results.
 
+        A list's elements are written beside others in any case.
+
         Raises
         ------
         DatatypeError
@@ -90,6 +94,7 @@ class OutputWriter:
             return statements + self._put_elements(results, as_of)
         if not len(results):
             return statements
+        put = self._insert if results.new else self._put
         keys, row = self._encode_keys(results.keys), self._dialect.row(len(self._columns))
         if not results.errors and self._dialect.constants_are_cheap:
             # What is the same in all rows stands in the statement: half as many parameters, and half the time.
@@ -97,18 +102,17 @@ class OutputWriter:
             marks = ", ".join([self._dialect.mark] * (len(keys) + 1))
             same = f"({marks}, {int(as_of)}, NULL)"
             rows, types = list(zip(*keys, stored, strict=True)), self._types[: len(keys) + 1]
-            put = Statement(self._put.replace(row, same, 1), rows, many=True, row=same, types=types)
-            return [*statements, put]
+            return [*statements, Statement(put.replace(row, same, 1), rows, many=True, row=same, types=types)]
         if not results.errors and self._dialect.shares_parameters:
             stored = self._encode_values(results.values, results.key)
-            return [*statements, self._put_rows(list(zip(*keys, stored, strict=True)), shared=(as_of, None))]
+            return [*statements, self._put_rows(put, list(zip(*keys, stored, strict=True)), shared=(as_of, None))]
         values: Sequence[Any] = results.values
         if results.errors:
             values = [None if at in results.errors else value for at, value in enumerate(values)]
         stored = self._encode_values(values, results.key)
         errors = map(results.errors.get, range(len(results)))
         stamped = list(zip(*keys, stored, repeat(as_of), errors, strict=False))
-        return [*statements, self._put_rows(stamped)]
+        return [*statements, self._put_rows(put, stamped)]
 
     def _put_sql(self) -> str:
         dialect, names = self._dialect, list(self._columns)
@@ -145,7 +149,7 @@ class OutputWriter:
         values = self._encode_values(elements, lambda at: results.key(owners[at]))
         errors = map(results.errors.get, owners)
         rows = list(zip(*keys, positions, values, repeat(as_of), errors, strict=False))
-        statements = [*self._delete(self._key, source, as_of), self._put_rows(rows)]
+        statements = [*self._delete(self._key, source, as_of), self._put_rows(self._put, rows)]
         return statements if self._dialect.returning else [*statements, *self._delete_beside(source, as_of)]
 
     def _delete_beside(self, keys: Sequence[Sequence[Any]], as_of: int) -> Iterator[Statement]:
@@ -166,9 +170,9 @@ class OutputWriter:
             condition = self._dialect.in_list(self._key, len(part))
             yield Statement(f"DELETE FROM {self._name} WHERE {condition}", list(chain.from_iterable(part)))  # noqa: S608
 
-    def _put_rows(self, rows: Sequence[Row], shared: tuple[Any, ...] = ()) -> Statement:
+    def _put_rows(self, sql: str, rows: Sequence[Row], shared: tuple[Any, ...] = ()) -> Statement:
         row = self._dialect.row(len(self._columns))
-        return Statement(self._put, rows, many=True, row=row, types=self._types, shared=shared)
+        return Statement(sql, rows, many=True, row=row, types=self._types, shared=shared)
 
     def _delete_replaced(self, results: Outputs, as_of: int, replaced: Sequence[Key] | None) -> list[Statement]:
         if not replaced:
@@ -255,14 +259,14 @@ class OutputWriter:
             conditions.append(f"{mine} = {other}")
         return " AND ".join(conditions)
 
-    def missing(self, of: str, key: Sequence[str], collations: Sequence[str] = (), *, bounded: bool = False) -> str:
+    def missing(self, of: str, key: Sequence[str], collations: Sequence[str] = (), bounds: Sequence[str] = ()) -> str:
         """Return the condition that a row of the select, which has this alias and key, has neither output nor error.
 
-        With ``bounded``, its parameters are a key below that of every row in question.
+        Its parameters are the keys that bound those of the rows in question, one for each of ``bounds`` (``">"``, ``"<="``).
         """
         same = self._matches("o", of, key, collations, by_output=True)
-        if bounded:
-            same += f" AND {self._dialect.tuple_of(self._key, 'o')} > {self._dialect.marks(len(self._key))}"
+        for bound in bounds:
+            same += f" AND {self._dialect.tuple_of(self._key, 'o')} {bound} {self._dialect.marks(len(self._key))}"
         return f"NOT EXISTS (SELECT 1 FROM {self._name} AS o WHERE {same})"  # noqa: S608 - quoted
 
     def sweep(

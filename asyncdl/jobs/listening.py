@@ -29,6 +29,7 @@ from asyncdl.errors import (
     ComponentNotReadyError,
     ConflictError,
     DatatypeError,
+    DuplicateKeyError,
     LeaseLostError,
     ModelError,
     QueryError,
@@ -446,7 +447,11 @@ class ListenerWork(Work):
 
     async def _write(self, batch: Batch, results: Outputs) -> None:
         try:
-            await self._commit(batch, results)
+            await self._commit(batch, replace(results, new=batch.new))
+        except DuplicateKeyError:
+            if not batch.new:
+                raise
+            await self._commit(batch, results)  # another job has written some of them since they were read
         except DatatypeError:
             await self._commit(batch, self._shape.checked(self._stores.databackend, self._output, results))
 

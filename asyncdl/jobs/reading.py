@@ -50,6 +50,8 @@ class Batch:
     writing: bool = False
     keys_only: bool = False
     """Whether there are no inputs: a worker reads them."""
+    new: bool = False
+    """Whether none of the rows had an output."""
 
 
 class Reader:
@@ -135,7 +137,7 @@ class Reader:
                 # A root row may have rows on two pages (flattened upstream): only a refresh, by ids, has all of them.
                 whole = not missing and self._width == self._roots
                 replaced, reading = ids if whole else None, time.perf_counter() - begun
-                yield Batch(as_of, columns, len(rows), ids, replaced, reading, keys_only=keys_only)
+                yield Batch(as_of, columns, len(rows), ids, replaced, reading, keys_only=keys_only, new=missing)
             if len(rows) < limit:
                 return
 

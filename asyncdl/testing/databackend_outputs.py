@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row, TableSchema
-from asyncdl.errors import DatatypeError, UnknownColumnError
+from asyncdl.errors import DatatypeError, DuplicateKeyError, UnknownColumnError
 from asyncdl.testing.databackend import RowTests
 from asyncdl.testing.databackend_documents import DocumentTests
 from asyncdl.testing.databackend_hooks import BackendHooks
@@ -56,6 +56,7 @@ class OutputTests(BackendHooks):
         *results: Output,
         as_of: int = 1,
         replaced: Sequence[Key] | None = None,
+        new: bool = False,
     ) -> None:
         """Write outputs in a transaction of their own, into a table that is made when missing."""
         async with backend.transaction() as tx:
@@ -64,6 +65,7 @@ class OutputTests(BackendHooks):
                 list(zip(*(each.key for each in results), strict=True)),
                 [each.value for each in results],
                 {at: each.error for at, each in enumerate(results) if each.error is not None},
+                new,
             )
             await backend.put_outputs(table, columns, as_of=as_of, replaced=replaced, tx=tx)
 
@@ -129,6 +131,20 @@ class OutputTests(BackendHooks):
         assert await self.stored(backend, self.length) == [(1, 21)]
         assert await backend.current(self.length, [1, 2, 3], 20) == {1}
         assert await backend.current(self.length, [1], 21) == set()
+
+    async def test_outputs_that_are_not_as_new_as_said_are_refused_whole_or_written_as_ever(
+        self, backend: DataBackend
+    ) -> None:
+        await self.fill(backend)
+        await self.put(backend, self.length, Output((1,), 10), Output((2,), None, "{}"), as_of=10, new=True)
+        assert await self.stored(backend, self.length) == [(1, 10)]
+        assert await backend.failed(self.length) == [(2, "{}")]
+        try:
+            await self.put(backend, self.length, Output((1,), 5), Output((3,), 5), as_of=5, new=True)
+        except DuplicateKeyError:
+            assert await self.stored(backend, self.length) == [(1, 10)]
+        else:
+            assert await self.stored(backend, self.length) == [(1, 10), (3, 5)]
 
     async def test_an_error_gives_way_to_an_output(self, backend: DataBackend) -> None:
         await self.fill(backend)
