@@ -24,7 +24,8 @@ _KINDS: dict[str, Literal["insert", "update", "delete"]] = {
     "update": "update",
     "delete": "delete",
 }
-_HIDDEN = r"^(_asyncdl|_outputs_|system\.)|\.(files|chunks)$"
+_USERS = r"(?s)^(?!_asyncdl|_outputs_|system\.)(?!.*\.(files|chunks)$)"
+"""The names of the user's collections; by a negation around it the server would take twice as long for all that is ours."""
 
 Own = tuple[Any, int] | None
 """The session and number of a transaction."""
@@ -117,7 +118,7 @@ def _open(database: MongoDatabase, token: Any) -> dict[str, Any]:
     if database.gate is not None:
         collection, key = database.gate
         announced.append({"ns.coll": collection, "documentKey._id": key})
-    users = {"ns.coll": {"$not": {"$regex": _HIDDEN}}}
+    users = {"ns.coll": {"$regex": _USERS}}
     whole = {"operationType": {"$in": ["drop", "rename", "dropDatabase", "invalidate"]}}
     fields = dict.fromkeys(["operationType", "ns", "documentKey", "to", "lsid", "txnNumber"], 1)
     stream = {} if token is None else {"startAfter": token}
