@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from asyncdl.artifact_store.base import ArtifactStore
 from asyncdl.errors import ConflictError
 from asyncdl.intents import Intents
-from asyncdl.metadata.base import Change, DeleteIntent, MetadataStore
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change, DeleteIntent
 
 _ADDING, _COLLECTING = "adding artifacts", "collecting artifacts"
 

@@ -17,12 +17,13 @@ from asyncdl.artifacts import ArtifactLeases
 from asyncdl.components.datatype import Datatype
 from asyncdl.components.declaration import asks
 from asyncdl.components.registry import ListenerState, Registry
-from asyncdl.databackend.base import Outputs, OutputTable, Row, TableSchema
+from asyncdl.databackend.tables import Outputs, OutputTable, Row, TableSchema
 from asyncdl.datalayer import Datalayer
 from asyncdl.errors import ConfigurationError, ConflictError, DuplicateKeyError
 from asyncdl.events.types import ComponentAdded, ReconcileRequested
 from asyncdl.intents import Intents
-from asyncdl.metadata.base import Change, ComponentRecord, PutComponent
+from asyncdl.metadata.changes import Change, PutComponent
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import load_query
 from asyncdl.translation import Translation, as_it_is, to_documents, to_table
 

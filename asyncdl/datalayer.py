@@ -19,7 +19,7 @@ from asyncdl.components.portable import read_component, write_component
 from asyncdl.components.validation import Validation
 from asyncdl.compute.base import RowError
 from asyncdl.context import Answer, context_rows, context_values
-from asyncdl.databackend.base import Key
+from asyncdl.databackend.tables import Key
 from asyncdl.engine import Engine
 from asyncdl.errors import (
     ConfigurationError,
@@ -31,7 +31,7 @@ from asyncdl.events.types import Event, ReconcileRequested, RetryRequested
 from asyncdl.installer import Installed
 from asyncdl.jobs.completion import set_up_range
 from asyncdl.jobs.handle import Added, Handle, Written
-from asyncdl.metadata.base import ComponentRecord, EventRecord
+from asyncdl.metadata.records import ComponentRecord, EventRecord
 from asyncdl.planning import AddPlan
 from asyncdl.query import QUERIES, WRITES, AnyWrite, Cursor, DocumentCursor, MongoQuery, Query, first_row, table_in
 from asyncdl.transaction import Transaction, transaction

@@ -18,11 +18,13 @@ from asyncdl.components.model import Model
 from asyncdl.components.registry import Identity, ListenerState, Prepared, Registry, encode_data
 from asyncdl.components.states import ModelState
 from asyncdl.components.table import Table
-from asyncdl.databackend.base import DataBackend, OutputTable, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import OutputTable, TableSchema
 from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError, QueryError, TableNotFoundError, UnknownColumnError
 from asyncdl.events.types import ComponentAdded, ComponentReady, ComponentTuned
-from asyncdl.metadata.base import Change, ComponentRecord, PutComponent, SetComponentData
+from asyncdl.metadata.changes import Change, PutComponent, SetComponentData
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import QUERIES
 
 

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from asyncdl import codec
-from asyncdl.databackend.base import Following, RowChanges
+from asyncdl.databackend.base import Following
+from asyncdl.databackend.requests import RowChanges
 from asyncdl.errors import ConflictError, StoreError
 from asyncdl.events.types import RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import Change, DeleteIntent, IntentRecord, MoveCursor, PutIntent
+from asyncdl.metadata.changes import Change, DeleteIntent, MoveCursor, PutIntent
+from asyncdl.metadata.records import IntentRecord
 
 logger = logging.getLogger("asyncdl")
 

@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from asyncdl.databackend.base import WriteRequest, Written
+from asyncdl.databackend.requests import WriteRequest, Written
 from asyncdl.errors import ClosedError, StoreTimeoutError, StoreUnavailableError
-from asyncdl.metadata.base import EventRecord
+from asyncdl.metadata.records import EventRecord
 
 Result = tuple[Written, list[EventRecord]]
 

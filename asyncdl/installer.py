@@ -24,16 +24,9 @@ from asyncdl.errors import (
 from asyncdl.events.types import ComponentAdded, ComponentRemoved
 from asyncdl.jobs.dropping import Dropping, announce_dropping
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import (
-    UNFINISHED,
-    Change,
-    ComponentRecord,
-    DeleteComponent,
-    DeleteCursor,
-    EventRecord,
-    JobFilter,
-    SetJobState,
-)
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import Change, DeleteComponent, DeleteCursor, SetJobState
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord
 from asyncdl.planning import AddPlan, told
 
 _ATTEMPTS = 100

@@ -14,7 +14,9 @@ from typing import Any
 from uuid import uuid4
 
 from asyncdl import codec
-from asyncdl.metadata.base import DeleteIntent, IntentRecord, MetadataStore, PutIntent
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import DeleteIntent, PutIntent
+from asyncdl.metadata.records import IntentRecord
 
 _ABROAD = 3600.0
 """Seconds for which a process on another machine, which we cannot see, is taken to be alive."""

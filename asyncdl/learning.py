@@ -16,7 +16,7 @@ from asyncdl.installer import Installer
 from asyncdl.jobs.handle import Follow, Handle
 from asyncdl.jobs.rows import pages_of_dataset
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 
 
 class Learning:

@@ -12,7 +12,7 @@ from asyncdl.components.registry import ListenerState
 from asyncdl.drafting import Draft
 from asyncdl.errors import ComponentNotFoundError, QueryError, TableNotFoundError
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import QUERIES
 
 Fate = Literal["new", "changed", "tuned", "unchanged", "recomputed"]

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from asyncdl.databackend.base import Key
+from asyncdl.databackend.tables import Key
 from asyncdl.errors import ClosedError, ConfigurationError, QueryError
 from asyncdl.jobs.handle import Follow, Handle
-from asyncdl.metadata.base import Change, EventRecord
+from asyncdl.metadata.changes import Change
+from asyncdl.metadata.records import EventRecord
 from asyncdl.query import WRITES, AnyWrite
 from asyncdl.writer import Writer
 

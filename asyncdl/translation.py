@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.databackend.base import ANY, MISSING_KEY, Row, TableSchema
+from asyncdl.databackend.tables import ANY, MISSING_KEY, Row, TableSchema
 from asyncdl.datatypes import infer
 from asyncdl.errors import ConfigurationError, DatatypeError, InvalidIdentifierError
 from asyncdl.names import check_column

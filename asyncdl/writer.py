@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Key, OutputTable, WriteRequest, Written
+from asyncdl.databackend.requests import WriteRequest, Written
+from asyncdl.databackend.tables import Key, OutputTable
 from asyncdl.errors import ConflictError, ConstraintError, DatatypeError, QueryError
 from asyncdl.events.types import Event, RecomputeRequested, ReconcileRequested, RowsDeleted, RowsInserted, RowsUpdated
 from asyncdl.grouping import GroupedInserts
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import Change, DeleteIntent, EventRecord
+from asyncdl.metadata.changes import Change, DeleteIntent
+from asyncdl.metadata.records import EventRecord
 from asyncdl.query import Query
 
 _IDS_IN_AN_EVENT = 5000

@@ -25,7 +25,9 @@ from processes import process, ready, told_to_end
 
 from asyncdl.drivers.postgresql import PostgreSQLDatabase
 from asyncdl.errors import ConflictError
-from asyncdl.metadata.base import ClaimJob, JobFilter, JobRecord, PutJob
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import ClaimJob, PutJob
+from asyncdl.metadata.records import JobRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
 from asyncdl.drivers.mongo import MongoDatabase  # noqa: E402 - of this checkout
-from asyncdl.metadata.base import AppendEvent, MoveCursor  # noqa: E402 - of this checkout
+from asyncdl.metadata.changes import AppendEvent, MoveCursor  # noqa: E402 - of this checkout
 from asyncdl.metadata.mongo import MongoMetadataStore  # noqa: E402 - of this checkout
 from tests.mongodb import served  # noqa: E402 - of this checkout
 

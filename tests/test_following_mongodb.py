@@ -15,8 +15,9 @@ import asyncdl
 from asyncdl import Event, Listener, Model, codec
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.errors import StoreError
-from asyncdl.metadata.base import DeleteIntent, IntentRecord, PutIntent
+from asyncdl.metadata.changes import DeleteIntent, PutIntent
 from asyncdl.metadata.mongo import MongoMetadataStore
+from asyncdl.metadata.records import IntentRecord
 from tests import mongodb
 
 pytestmark = pytest.mark.anyio

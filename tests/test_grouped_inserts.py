@@ -10,7 +10,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Listener, Model, RowsInserted
-from asyncdl.databackend.base import WriteRequest
+from asyncdl.databackend.requests import WriteRequest
 from asyncdl.errors import ClosedError, DatatypeError, DuplicateKeyError, StoreUnavailableError, UnknownColumnError
 from asyncdl.grouping import GroupedInserts
 from tests import models

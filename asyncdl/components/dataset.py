@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from asyncdl import codec
 from asyncdl.components.component import Component
-from asyncdl.databackend.base import ReadQuery
+from asyncdl.databackend.requests import ReadQuery
 from asyncdl.errors import InvalidComponentError
 from asyncdl.query import QUERIES, MongoQuery
 

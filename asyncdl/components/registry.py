@@ -18,10 +18,11 @@ from asyncdl.components.declaration import Declaration, blobs_of, declare, reada
 from asyncdl.components.model import Model, Signature, exception_name
 from asyncdl.components.states import ModelState, readable_state
 from asyncdl.compute.base import ModelCall
-from asyncdl.databackend.base import OutputTable
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import ComponentNotFoundError, ComponentNotReadyError, InvalidComponentError, QueryError
-from asyncdl.metadata.base import ComponentRecord, MetadataStore
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import AnyQuery, output_roots
 
 Identity = tuple[str, str]

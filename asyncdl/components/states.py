@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from asyncdl.components.component import Component
 from asyncdl.components.datatype import Datatype
-from asyncdl.databackend.base import MISSING_KEY, TableSchema
+from asyncdl.databackend.tables import MISSING_KEY, TableSchema
 from asyncdl.datatypes import normalize
 from asyncdl.errors import InvalidComponentError
 from asyncdl.names import check_column, check_table

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from asyncdl.components.component import Part
 from asyncdl.components.dataset import Dataset, check_select
 from asyncdl.compute.base import Placement
-from asyncdl.databackend.base import ReadQuery
+from asyncdl.databackend.requests import ReadQuery
 from asyncdl.errors import InvalidComponentError
 
 Columns = str | tuple[str, ...]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from asyncdl.databackend.base import ReadQuery, WriteKind
+from asyncdl.databackend.requests import ReadQuery, WriteKind
 
 Method = Literal[
     "insert_one",

@@ -12,24 +12,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Literal, TypeVar
 
-from asyncdl.databackend.base import (
-    Built,
-    DataBackend,
-    Key,
-    Outputs,
-    OutputTable,
-    ReadQuery,
-    Row,
-    TableSchema,
-    WriteRequest,
-    Written,
-)
+from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.ibis_catalog import IbisCatalog
 from asyncdl.databackend.ibis_literals import with_plain_literals
 from asyncdl.databackend.ibis_outputs import IbisOutputs
 from asyncdl.databackend.ibis_values import IbisStorage, IbisValues, NativeStorage
 from asyncdl.databackend.ibis_writes import LISTED, IbisWriter, fetched, named
+from asyncdl.databackend.requests import Built, ReadQuery, WriteRequest, Written
 from asyncdl.databackend.sql_expressions import ResultColumn, result_columns, without_order
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, Row, TableSchema
 from asyncdl.databackend.warmup import load_ibis
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.ibis import IbisDatabase, IbisTransaction

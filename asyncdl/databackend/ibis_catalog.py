@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from asyncdl.databackend.base import MISSING_KEY, OutputTable, TableSchema
 from asyncdl.databackend.ibis_values import IbisStorage
 from asyncdl.databackend.sql_catalog import check_schema
 from asyncdl.databackend.sql_dialect import StoredTable
 from asyncdl.databackend.sql_expressions import QueryCatalog, datatype_of, output_columns
+from asyncdl.databackend.tables import MISSING_KEY, OutputTable, TableSchema
 from asyncdl.datatypes import parse
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.errors import DatatypeError, QueryError, TableNotFoundError

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Key, Outputs, OutputTable, Row
 from asyncdl.databackend.ibis_catalog import IbisCatalog, IbisTable
 from asyncdl.databackend.ibis_values import IbisValues
 from asyncdl.databackend.ibis_writes import LISTED, IbisWriter, fetched
 from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, Row
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.drivers.ibis_changes import listed
 from asyncdl.errors import DatatypeError, QueryError, TableNotFoundError

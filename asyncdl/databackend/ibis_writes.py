@@ -9,21 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Built, Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
 from asyncdl.databackend.ibis_catalog import IbisCatalog, IbisTable, arrow
 from asyncdl.databackend.ibis_literals import with_plain_literals
 from asyncdl.databackend.ibis_values import IbisValues
+from asyncdl.databackend.requests import Built, ReadQuery, WriteRequest, Written
 from asyncdl.databackend.sql_expressions import keyed_value, result_columns
-from asyncdl.databackend.sql_rows import (
-    MISSING,
-    IdMaker,
-    Missing,
-    RowEncoder,
-    check_columns,
-    columns_of,
-    infer_schema,
-)
+from asyncdl.databackend.sql_rows import MISSING, IdMaker, Missing, RowEncoder, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_writes import fits
+from asyncdl.databackend.tables import Key, OutputTable, Row, TableSchema
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.drivers.ibis_changes import listed
 from asyncdl.errors import DatatypeError, DuplicateKeyError, QueryError, TableNotFoundError

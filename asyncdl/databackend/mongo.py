@@ -10,25 +10,15 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from asyncdl.databackend.base import (
-    ANY,
-    MISSING_KEY,
-    DataBackend,
-    Key,
-    Outputs,
-    OutputTable,
-    ReadQuery,
-    Row,
-    RowChanges,
-    TableSchema,
-    Written,
-)
+from asyncdl.databackend.base import DataBackend
 from asyncdl.databackend.documents import DocumentPlan
 from asyncdl.databackend.mongo_moving import MongoMover
 from asyncdl.databackend.mongo_outputs import MongoOutputs, hashed
 from asyncdl.databackend.mongo_scan import MongoScanner
 from asyncdl.databackend.mongo_values import MongoValues
 from asyncdl.databackend.mongo_writes import MongoWriter, check_request
+from asyncdl.databackend.requests import ReadQuery, RowChanges, Written
+from asyncdl.databackend.tables import ANY, MISSING_KEY, Key, Outputs, OutputTable, Row, TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.mongo import MongoDatabase

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.databackend.base import Row, as_key
 from asyncdl.databackend.documents import StoredDocument
 from asyncdl.databackend.mongo_outputs import KEY, hashed, parts
 from asyncdl.databackend.mongo_scan import behind
 from asyncdl.databackend.mongo_values import MongoValues
+from asyncdl.databackend.tables import Row, as_key
 from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments, new_id
 from asyncdl.errors import ConstraintError, DatatypeError

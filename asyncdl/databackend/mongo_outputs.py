@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
-from asyncdl.databackend.base import Key, Outputs, OutputTable, Row
 from asyncdl.databackend.mongo_values import MongoValues
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, Row
 from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments
 from asyncdl.errors import DatatypeError, QueryError

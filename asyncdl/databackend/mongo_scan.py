@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Key, OutputTable, Row, as_key
 from asyncdl.databackend.documents import DocumentPlan
 from asyncdl.databackend.mongo_outputs import KEY, MongoOutputs, hashed, parts
 from asyncdl.databackend.mongo_values import MongoValues
+from asyncdl.databackend.tables import Key, OutputTable, Row, as_key
 from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments
 

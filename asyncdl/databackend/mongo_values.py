@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
 
-from asyncdl.databackend.base import ANY
 from asyncdl.databackend.documents import DocumentPlan, DocumentWrite
+from asyncdl.databackend.tables import ANY
 from asyncdl.datatypes import Datatypes, parse
 from asyncdl.drivers.mongo_values import as_json, decimal128, is_native
 from asyncdl.errors import DatatypeError

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asyncdl.databackend.base import Key, WriteKind, Written
 from asyncdl.databackend.documents import DocumentWrite, Operation, kind_of
 from asyncdl.databackend.mongo_outputs import parts
 from asyncdl.databackend.mongo_values import MongoValues
+from asyncdl.databackend.requests import WriteKind, Written
+from asyncdl.databackend.tables import Key
 from asyncdl.drivers.mongo_calls import MongoTransaction
 from asyncdl.drivers.mongo_documents import MongoDocuments, new_id
 from asyncdl.drivers.mongo_units import MongoUnit

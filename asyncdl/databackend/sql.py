@@ -14,17 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from asyncdl.databackend.base import (
-    DataBackend,
-    Key,
-    Outputs,
-    OutputTable,
-    ReadQuery,
-    Row,
-    TableSchema,
-    WriteRequest,
-    Written,
-)
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.requests import ReadQuery, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_duckdb import DuckDBDialect
@@ -35,6 +26,7 @@ from asyncdl.databackend.sql_queries import Compiled, QueryCompiler, Recent
 from asyncdl.databackend.sql_sqlite import SQLiteDialect
 from asyncdl.databackend.sql_values import Values, heavy
 from asyncdl.databackend.sql_writes import SQLWriter
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, Row, TableSchema
 from asyncdl.databackend.warmup import compile_something
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.elsewhere import Elsewhere

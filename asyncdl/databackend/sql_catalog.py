@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary, finalize
 
 import msgspec
 
-from asyncdl.databackend.base import OutputTable, TableSchema
 from asyncdl.databackend.sql_dialect import Fetch, SQLDialect, StoredTable
 from asyncdl.databackend.sql_expressions import QueryCatalog
+from asyncdl.databackend.tables import OutputTable, TableSchema
 from asyncdl.datatypes import parse
 from asyncdl.datatypes.names import OWN
 from asyncdl.drivers.sql import Row, SQLDatabase, SQLTransaction, Statement

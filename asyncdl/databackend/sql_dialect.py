@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdl.databackend.base import TableSchema
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Parsed
 from asyncdl.drivers.sql import Row, SQLDatabase, SQLTransaction, Statement
 

@@ -17,8 +17,8 @@ from typing import Any
 from uuid import UUID
 
 from asyncdl import codec
-from asyncdl.databackend.base import TableSchema
 from asyncdl.databackend.sql_dialect import Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Parsed, normalize
 from asyncdl.datatypes.checks import zone_of
 from asyncdl.datatypes.names import OWN

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from asyncdl.databackend.base import OutputTable
 from asyncdl.databackend.sql_dialect import Storage, StoredTable
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.datatypes import normalize, parse
 from asyncdl.errors import ComponentNotFoundError, DatatypeError, QueryError, TableNotFoundError
 
@@ -47,7 +47,7 @@ def output_columns(table: OutputTable) -> dict[str, str]:
 
 
 class QueryCatalog:
-    """The tables that one query is built over (`asyncdl.databackend.base.Catalog`).
+    """The tables that one query is built over (`asyncdl.databackend.requests.Catalog`).
 
     Parameters
     ----------

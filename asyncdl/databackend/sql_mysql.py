@@ -20,8 +20,8 @@ from typing import Any
 from uuid import UUID
 
 from asyncdl import codec
-from asyncdl.databackend.base import TableSchema
 from asyncdl.databackend.sql_dialect import Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Parsed
 from asyncdl.datatypes.checks import refuse, zone_of
 from asyncdl.datatypes.names import OWN

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, repeat, zip_longest
 from typing import Any
 
-from asyncdl.databackend.base import Key, Outputs, OutputTable, TableSchema
 from asyncdl.databackend.sql_dialect import SQLDialect
 from asyncdl.databackend.sql_expressions import AS_OF, ERROR, POSITION, VALUE, output_columns
 from asyncdl.databackend.sql_values import Values
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, TableSchema
 from asyncdl.datatypes import parse
 from asyncdl.drivers.sql import Row, Statement
 from asyncdl.errors import DatatypeError, QueryError

@@ -16,9 +16,9 @@ from decimal import Decimal
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.databackend.base import TableSchema
 from asyncdl.databackend.sql_dialect import Fetch, FromStorage, ReflectedColumn, SQLDialect, ToStorage
 from asyncdl.databackend.sql_postgresql_text import read_text, read_texts, store_text
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Parsed
 from asyncdl.datatypes.checks import refuse, zone_of
 from asyncdl.datatypes.names import OWN

@@ -7,16 +7,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from asyncdl.databackend.base import OutputTable, ReadQuery, TableSchema
+from asyncdl.databackend.requests import ReadQuery
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import Call, SQLDialect
-from asyncdl.databackend.sql_expressions import (
-    QueryCatalog,
-    ResultColumn,
-    keyed_value,
-    result_columns,
-    without_order,
-)
+from asyncdl.databackend.sql_expressions import QueryCatalog, ResultColumn, keyed_value, result_columns, without_order
+from asyncdl.databackend.tables import OutputTable, TableSchema
 from asyncdl.drivers.sql import SQLDatabase, SQLTransaction
 from asyncdl.errors import QueryError
 

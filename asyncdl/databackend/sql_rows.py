@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from asyncdl.databackend.base import MISSING_KEY, Key, TableSchema
 from asyncdl.databackend.sql_catalog import check_schema
 from asyncdl.databackend.sql_dialect import SQLDialect, Storage, StoredTable
 from asyncdl.databackend.sql_values import Values
+from asyncdl.databackend.tables import MISSING_KEY, Key, TableSchema
 from asyncdl.datatypes import infer
 from asyncdl.datatypes.names import parse
 from asyncdl.drivers.sql import Statement

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from asyncdl.databackend.base import Row
 from asyncdl.databackend.sql_dialect import FromStorage, Storage
+from asyncdl.databackend.tables import Row
 from asyncdl.datatypes import Datatypes, parse
 from asyncdl.errors import AsyncDLError, DatatypeError
 

@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from asyncdl.databackend.base import Key, OutputTable, ReadQuery, Row, TableSchema, WriteRequest, Written
+from asyncdl.databackend.requests import ReadQuery, WriteRequest, Written
 from asyncdl.databackend.sql_catalog import SQLCatalog
 from asyncdl.databackend.sql_dialect import SQLDialect, StoredTable
 from asyncdl.databackend.sql_outputs import chunks
 from asyncdl.databackend.sql_queries import QueryCompiler
 from asyncdl.databackend.sql_rows import IdMaker, RowStatements, check_columns, columns_of, infer_schema
 from asyncdl.databackend.sql_values import Values
+from asyncdl.databackend.tables import Key, OutputTable, Row, TableSchema
 from asyncdl.datatypes import parse
 from asyncdl.drivers.sql import SQLTransaction, Statement
 from asyncdl.errors import DatatypeError, QueryError, TableNotFoundError

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from asyncdl.errors import ConfigurationError
 from asyncdl.events.types import Event
-from asyncdl.metadata.base import EventRecord
+from asyncdl.metadata.records import EventRecord
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

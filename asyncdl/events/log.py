@@ -9,7 +9,9 @@ from typing import Any
 from asyncdl.errors import ClosedError, EventsTrimmedError, InvalidIdentifierError
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.types import Event
-from asyncdl.metadata.base import DeleteCursor, EventRecord, MetadataStore, MoveCursor
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import DeleteCursor, MoveCursor
+from asyncdl.metadata.records import EventRecord
 
 SUBSCRIBER = "subscriber:"
 """What the cursors of named subscriptions begin with."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from asyncdl import codec
-from asyncdl.databackend.base import Key
-from asyncdl.metadata.base import AppendEvent, EventRecord
+from asyncdl.databackend.tables import Key
+from asyncdl.metadata.changes import AppendEvent
+from asyncdl.metadata.records import EventRecord
 
 _TYPES: dict[str, type[Event]] = {}
 

@@ -8,22 +8,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.databackend.base import Key
+from asyncdl.databackend.tables import Key
 from asyncdl.errors import ConflictError, JobError, JobNotFoundError
 from asyncdl.events.types import JobCancelled
 from asyncdl.jobs.planner import MATERIALIZE, TRAIN
 from asyncdl.jobs.runner import Runner
-from asyncdl.metadata.base import (
-    UNFINISHED,
-    Change,
-    JobFilter,
-    JobRecord,
-    JobState,
-    MetadataStore,
-    PrioritizeJobs,
-    SetComponentStatus,
-    SetJobState,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import Change, PrioritizeJobs, SetComponentStatus, SetJobState
+from asyncdl.metadata.records import UNFINISHED, JobRecord, JobState
 
 _RETRIABLE: tuple[JobState, ...] = ("failed", "cancelled", "upstream_failed")
 _DEPENDENT: tuple[JobState, ...] = ("upstream_failed",)

@@ -12,7 +12,7 @@ from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.errors import ComponentNotFoundError, ModelError
 from asyncdl.events.types import Event
 from asyncdl.jobs.work import Work
-from asyncdl.metadata.base import EventRecord
+from asyncdl.metadata.records import EventRecord
 
 
 class CallWork(Work):

@@ -15,7 +15,8 @@ from asyncdl import codec
 from asyncdl.errors import ClosedError, StoreError
 from asyncdl.events.types import ComponentAdded
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
-from asyncdl.metadata.base import GOING_ON, UNFINISHED, ComponentRecord, JobFilter, MetadataStore
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.records import GOING_ON, UNFINISHED, ComponentRecord
 
 logger = logging.getLogger("asyncdl.jobs")
 

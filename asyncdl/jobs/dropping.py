@@ -14,11 +14,13 @@ from dataclasses import asdict
 from typing import Any
 
 from asyncdl.components.registry import ListenerState
-from asyncdl.databackend.base import OutputTable
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.errors import ConflictError
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import UNFINISHED, ComponentRecord, DeleteIntent, JobFilter
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import DeleteIntent
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord
 
 _DROPPING = "dropping outputs"
 _LOOK = 0.5

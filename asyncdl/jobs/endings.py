@@ -21,7 +21,8 @@ from asyncdl.events.types import JobFailed, JobSucceeded
 from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.work import Stores, Work
-from asyncdl.metadata.base import Change, FinishJob, JobRecord, JobState
+from asyncdl.metadata.changes import Change, FinishJob
+from asyncdl.metadata.records import JobRecord, JobState
 
 logger = logging.getLogger("asyncdl.jobs")
 

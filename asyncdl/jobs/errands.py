@@ -28,14 +28,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdl.compute.base import Errand, ModelCall, ModelTask, UnreachableError
-from asyncdl.databackend.base import Key, Outputs, OutputTable, ReadQuery
+from asyncdl.databackend.requests import ReadQuery
+from asyncdl.databackend.tables import Key, Outputs, OutputTable
 from asyncdl.errors import DatatypeError, TableNotFoundError
 from asyncdl.events.types import OutputsWritten
 from asyncdl.jobs.batching import weight_of
 from asyncdl.jobs.reading import Batch, columns_of_keys
 from asyncdl.jobs.shaping import Shape
 from asyncdl.jobs.sites import DataSite, Errands, OpenDataSite
-from asyncdl.metadata.base import AppendEvent, Change, HoldJob
+from asyncdl.metadata.changes import AppendEvent, Change, HoldJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from asyncdl.components.component import Component
-from asyncdl.databackend.base import Key
+from asyncdl.databackend.tables import Key
 from asyncdl.errors import JobCancelledError, JobFailedError, JobTimeoutError
 from asyncdl.jobs.completion import Completion
 from asyncdl.metadata.base import JobFilter, MetadataStore

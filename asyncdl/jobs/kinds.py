@@ -13,7 +13,7 @@ from asyncdl.jobs.retraining import RetrainingWork
 from asyncdl.jobs.training import TrainingWork
 from asyncdl.jobs.validating import ValidatingWork
 from asyncdl.jobs.work import Stores, Work
-from asyncdl.metadata.base import JobRecord
+from asyncdl.metadata.records import JobRecord
 
 WORK: Mapping[str, type[Work]] = {
     BACKFILL: ListenerWork,

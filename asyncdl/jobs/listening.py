@@ -21,7 +21,7 @@ from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready, with_datatype
 from asyncdl.compute.base import ModelCall, ModelTask, kinds_of
-from asyncdl.databackend.base import Key, Outputs, OutputTable, as_key
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, as_key
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,
@@ -46,17 +46,9 @@ from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
 from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
-from asyncdl.metadata.base import (
-    AdvanceJob,
-    Change,
-    ComponentRecord,
-    HoldJob,
-    JobFilter,
-    JobRecord,
-    PutJob,
-    SetComponentState,
-    SetComponentStatus,
-)
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import AdvanceJob, Change, HoldJob, PutJob, SetComponentState, SetComponentStatus
+from asyncdl.metadata.records import ComponentRecord, JobRecord
 from asyncdl.together import both
 
 _TARGET = 0.8

@@ -12,19 +12,13 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.components.dataset import FOLDS, Dataset, Fold
 from asyncdl.components.states import DatasetState
-from asyncdl.databackend.base import TableSchema
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.errors import ComponentNotFoundError
 from asyncdl.events.types import ComponentReady
 from asyncdl.jobs.rows import Page, pages_of_query, values
 from asyncdl.jobs.work import Work
-from asyncdl.metadata.base import (
-    AdvanceJob,
-    Change,
-    ComponentRecord,
-    LinkArtifacts,
-    SetComponentState,
-    SetComponentStatus,
-)
+from asyncdl.metadata.changes import AdvanceJob, Change, LinkArtifacts, SetComponentState, SetComponentStatus
+from asyncdl.metadata.records import ComponentRecord
 
 _CHUNK = 8 * 1024 * 1024
 """Bytes of an artifact, about: it is whole pages."""

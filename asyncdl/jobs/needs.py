@@ -15,7 +15,9 @@ import msgspec
 from asyncdl import codec
 from asyncdl.events.types import ComponentReady, Event, JobCancelled, JobEvent, JobFailed
 from asyncdl.jobs.planner import BACKFILL, MATERIALIZE, TRAIN, Plan
-from asyncdl.metadata.base import Change, ComponentRecord, JobFilter, MetadataStore, SetComponentStatus, SetJobState
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import Change, SetComponentStatus, SetJobState
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import load_query
 
 HELD = 10 * 365 * 86_400.0

@@ -14,18 +14,9 @@ from collections.abc import Collection, Sequence
 from asyncdl.components.cursors import gate_of
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ListenerPaused, ListenerResumed
-from asyncdl.metadata.base import (
-    Change,
-    ClaimJob,
-    ComponentRecord,
-    FinishJob,
-    JobFilter,
-    JobRecord,
-    LinkArtifacts,
-    MetadataStore,
-    MoveCursor,
-    SetJobState,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import Change, ClaimJob, FinishJob, LinkArtifacts, MoveCursor, SetJobState
+from asyncdl.metadata.records import ComponentRecord, JobRecord
 
 _PAGE = 500
 _ATTEMPTS = 20

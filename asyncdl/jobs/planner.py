@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from typing import Any
 
-from asyncdl.databackend.base import Key, as_key
+from asyncdl.databackend.tables import Key, as_key
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,

@@ -12,7 +12,8 @@ import math
 
 from asyncdl.components.cursors import rate_of
 from asyncdl.errors import ConflictError
-from asyncdl.metadata.base import MetadataStore, MoveCursor
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import MoveCursor
 
 _BLOCK = 0.1
 """Seconds for which calls are reserved at once."""

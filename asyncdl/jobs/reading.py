@@ -11,7 +11,9 @@ from typing import Any
 
 from asyncdl.components.listener import Listener
 from asyncdl.compute.base import ComputeFuture
-from asyncdl.databackend.base import DataBackend, Key, OutputTable, ReadQuery, Row, SplitsScans
+from asyncdl.databackend.base import DataBackend, SplitsScans
+from asyncdl.databackend.requests import ReadQuery
+from asyncdl.databackend.tables import Key, OutputTable, Row
 from asyncdl.jobs.batching import BatchSize, ReadAhead
 from asyncdl.jobs.upstream import Upstream
 from asyncdl.metadata.base import MetadataStore

@@ -17,7 +17,8 @@ from asyncdl.errors import ConflictError, StoreError
 from asyncdl.events.log import SUBSCRIBER, TRIMMED
 from asyncdl.events.types import EventsTrimmed
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
-from asyncdl.metadata.base import Change, DeleteEvents, MetadataStore, MoveCursor
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change, DeleteEvents, MoveCursor
 
 logger = logging.getLogger("asyncdl.jobs")
 

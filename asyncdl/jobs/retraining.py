@@ -5,7 +5,8 @@ from __future__ import annotations
 from asyncdl import codec
 from asyncdl.errors import ComponentNotFoundError
 from asyncdl.jobs.work import Work
-from asyncdl.metadata.base import AdvanceJob, JobFilter
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import AdvanceJob
 
 
 class RetrainingWork(Work):

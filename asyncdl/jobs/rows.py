@@ -10,10 +10,10 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.components.dataset import Fold
 from asyncdl.components.states import DatasetState
-from asyncdl.databackend.base import ReadQuery
+from asyncdl.databackend.requests import ReadQuery
 from asyncdl.errors import ComponentNotReadyError, UnknownColumnError
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 
 Page = tuple[Sequence[str], Sequence[Any]]
 """Column names and rows; no names: the rows are documents."""

@@ -28,7 +28,9 @@ from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.planner import BACKFILL, REFRESH, TRAIN
 from asyncdl.jobs.shards import Shard
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
-from asyncdl.metadata.base import Change, ClaimJob, FinishJob, JobFilter, JobRecord, RenewLeases
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import Change, ClaimJob, FinishJob, RenewLeases
+from asyncdl.metadata.records import JobRecord
 
 logger = logging.getLogger("asyncdl.jobs")
 

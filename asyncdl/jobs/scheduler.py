@@ -40,18 +40,9 @@ from asyncdl.jobs.planner import (
     plan,
     without_covered,
 )
-from asyncdl.metadata.base import (
-    UNFINISHED,
-    Change,
-    ComponentRecord,
-    EventRecord,
-    JobFilter,
-    JobRecord,
-    MetadataStore,
-    MoveCursor,
-    PrioritizeJobs,
-    PutJob,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import Change, MoveCursor, PrioritizeJobs, PutJob
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord, JobRecord
 
 logger = logging.getLogger("asyncdl.jobs")
 

@@ -10,7 +10,8 @@ import msgspec
 
 from asyncdl.components.model import Signature
 from asyncdl.compute.base import RowError
-from asyncdl.databackend.base import DataBackend, Outputs, OutputTable
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import Outputs, OutputTable
 from asyncdl.errors import ModelOutputError
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asyncdl import codec
-from asyncdl.databackend.base import Row
-from asyncdl.metadata.base import Change, DeleteCursor, JobRecord, MetadataStore, MoveCursor, PutJob
+from asyncdl.databackend.tables import Row
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change, DeleteCursor, MoveCursor, PutJob
+from asyncdl.metadata.records import JobRecord
 
 
 @dataclass(frozen=True, slots=True)

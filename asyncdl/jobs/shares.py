@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 from asyncdl.components.cursors import share_of, shares_of
 from asyncdl.errors import ConflictError, StoreError
-from asyncdl.metadata.base import Change, DeleteCursor, MetadataStore, MoveCursor
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change, DeleteCursor, MoveCursor
 
 logger = logging.getLogger("asyncdl.jobs")
 

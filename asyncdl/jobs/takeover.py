@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from asyncdl.events.types import ComponentReady, OutputsReplaced
 from asyncdl.jobs.work import Conclusion
-from asyncdl.metadata.base import Change, ComponentRecord, JobRecord, MetadataStore, SetComponentStatus
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change, SetComponentStatus
+from asyncdl.metadata.records import ComponentRecord, JobRecord
 
 
 async def take_over(metadata: MetadataStore, job: JobRecord) -> Conclusion:

@@ -12,7 +12,9 @@ from asyncdl.components.registry import Registry
 from asyncdl.components.schedule import Schedule
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import ScheduleFired
-from asyncdl.metadata.base import AppendEvent, Change, ComponentRecord, MetadataStore, MoveCursor
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import AppendEvent, Change, MoveCursor
+from asyncdl.metadata.records import ComponentRecord
 
 _LONGEST = 60.0
 """Seconds after which the clock is looked at again: it may have been set."""

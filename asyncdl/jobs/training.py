@@ -28,16 +28,9 @@ from asyncdl.errors import ComponentNotFoundError, JobCancelledError, ModelError
 from asyncdl.events.types import ComponentReady, MetricReported
 from asyncdl.jobs.rows import grouped, pages_of_dataset, pages_of_query, values
 from asyncdl.jobs.work import Stores, Work
-from asyncdl.metadata.base import (
-    AdvanceJob,
-    Change,
-    ComponentRecord,
-    JobFilter,
-    JobRecord,
-    LinkArtifacts,
-    SetComponentState,
-    SetComponentStatus,
-)
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import AdvanceJob, Change, LinkArtifacts, SetComponentState, SetComponentStatus
+from asyncdl.metadata.records import ComponentRecord, JobRecord
 
 
 class TrainingWork(Work):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from asyncdl.databackend.base import OutputTable, ReadQuery
+from asyncdl.databackend.requests import ReadQuery
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.errors import InvalidComponentError
 from asyncdl.events.types import OutputsReplaced
 from asyncdl.jobs.work import Stores
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 
 
 class UpstreamReplacedError(Exception):

@@ -21,7 +21,8 @@ from asyncdl.errors import ComponentNotFoundError, ComponentNotReadyError, Confl
 from asyncdl.events.types import ModelValidated
 from asyncdl.jobs.rows import grouped, pages_of_dataset, values
 from asyncdl.jobs.work import Work
-from asyncdl.metadata.base import AdvanceJob, ComponentRecord, SetComponentState
+from asyncdl.metadata.changes import AdvanceJob, SetComponentState
+from asyncdl.metadata.records import ComponentRecord
 
 _ATTEMPTS = 20
 

@@ -14,8 +14,10 @@ from asyncdl.databackend.base import DataBackend
 from asyncdl.errors import LeaseLostError
 from asyncdl.intents import Intents
 from asyncdl.jobs.sites import Errands
-from asyncdl.metadata.base import Change, ComponentRecord, JobRecord, MetadataStore
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import Change
 from asyncdl.metadata.clock import StoreClock
+from asyncdl.metadata.records import ComponentRecord, JobRecord
 
 
 class Retrain(Protocol):

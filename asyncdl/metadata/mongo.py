@@ -13,21 +13,12 @@ from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_calls import Document, MongoTransaction, Sort
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import ClosedError, ConfigurationError, DuplicateKeyError, StoreError
-from asyncdl.metadata import base
-from asyncdl.metadata.base import (
-    Change,
-    ComponentRecord,
-    EventRecord,
-    IntentRecord,
-    JobFilter,
-    JobRecord,
-    JobState,
-    MetadataStore,
-    Topic,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore, Topic
+from asyncdl.metadata.changes import Change
 from asyncdl.metadata.clock import StoreClock
 from asyncdl.metadata.mongo_changesets import ChangeSetCommits
 from asyncdl.metadata.mongo_commits import LOG, STORE, Commits, TransactionCommits, collection
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord, IntentRecord, JobRecord, JobState
 from asyncdl.metadata.wakeup import Wakeup
 
 SCHEMA_VERSION = 1
@@ -308,7 +299,7 @@ class MongoMetadataStore(MetadataStore):
         return {each["_id"]: int(each["seq"]) for each in found}
 
     async def pending_causes(
-        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = base.UNFINISHED
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = UNFINISHED
     ) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         self._check()

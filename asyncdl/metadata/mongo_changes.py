@@ -12,8 +12,30 @@ from functools import singledispatch
 from typing import Any, Literal
 
 from asyncdl.errors import ComponentInUseError, ConflictError, LeaseLostError
-from asyncdl.metadata import base
-from asyncdl.metadata.base import Change, EventRecord
+from asyncdl.metadata.changes import (
+    AdvanceJob,
+    AppendEvent,
+    Change,
+    ClaimJob,
+    DeleteComponent,
+    DeleteCursor,
+    DeleteEvents,
+    DeleteIntent,
+    FinishJob,
+    HoldJob,
+    LinkArtifacts,
+    MoveCursor,
+    PrioritizeJobs,
+    PutComponent,
+    PutIntent,
+    PutJob,
+    RenewLeases,
+    SetComponentData,
+    SetComponentState,
+    SetComponentStatus,
+    SetJobState,
+)
+from asyncdl.metadata.records import UNFINISHED, EventRecord
 
 Collection = Literal["components", "events", "jobs", "cursors", "intents"]
 Document = dict[str, Any]
@@ -67,34 +89,34 @@ class Needs:
 
 
 _CONCERNED: dict[type[Any], tuple[Collection, str]] = {
-    base.SetComponentStatus: ("components", "uuid"),
-    base.SetComponentState: ("components", "uuid"),
-    base.SetComponentData: ("components", "uuid"),
-    base.LinkArtifacts: ("components", "uuid"),
-    base.DeleteComponent: ("components", "uuid"),
-    base.ClaimJob: ("jobs", "id"),
-    base.AdvanceJob: ("jobs", "id"),
-    base.HoldJob: ("jobs", "id"),
-    base.FinishJob: ("jobs", "id"),
-    base.SetJobState: ("jobs", "id"),
-    base.MoveCursor: ("cursors", "name"),
-    base.DeleteCursor: ("cursors", "name"),
-    base.DeleteIntent: ("intents", "id"),
+    SetComponentStatus: ("components", "uuid"),
+    SetComponentState: ("components", "uuid"),
+    SetComponentData: ("components", "uuid"),
+    LinkArtifacts: ("components", "uuid"),
+    DeleteComponent: ("components", "uuid"),
+    ClaimJob: ("jobs", "id"),
+    AdvanceJob: ("jobs", "id"),
+    HoldJob: ("jobs", "id"),
+    FinishJob: ("jobs", "id"),
+    SetJobState: ("jobs", "id"),
+    MoveCursor: ("cursors", "name"),
+    DeleteCursor: ("cursors", "name"),
+    DeleteIntent: ("intents", "id"),
 }
 """The collection, and the attribute that holds the key, of changes that concern one document."""
 
 
 def _concerned(change: Change) -> tuple[Collection, list[str]] | None:
     match change:
-        case base.PutComponent(record):
+        case PutComponent(record):
             return "components", [record.uuid, *change.children]
-        case base.PutJob(record):
+        case PutJob(record):
             return "jobs", [record.id]
-        case base.PutIntent(record):
+        case PutIntent(record):
             return "intents", [record.id]
-        case base.RenewLeases():
+        case RenewLeases():
             return "jobs", list(change.ids)
-        case base.PrioritizeJobs():
+        case PrioritizeJobs():
             return "jobs", list(change.priorities)
     found = _CONCERNED.get(type(change))
     return None if found is None else (found[0], [getattr(change, found[1])])
@@ -108,11 +130,11 @@ def needs(changes: Iterable[Change]) -> Needs:
         concerned = _concerned(change)
         if concerned is not None:
             keys.setdefault(concerned[0], {}).update(dict.fromkeys(concerned[1]))
-        if isinstance(change, base.ClaimJob) and change.gate is not None:
+        if isinstance(change, ClaimJob) and change.gate is not None:
             keys.setdefault("cursors", {})[change.gate] = None
-        elif isinstance(change, base.PutComponent):
+        elif isinstance(change, PutComponent):
             identities.append((change.record.type_id, change.record.identifier, change.record.version))
-        elif isinstance(change, base.DeleteComponent):
+        elif isinstance(change, DeleteComponent):
             children.append(change.uuid)
     return Needs({collection: list(of) for collection, of in keys.items()}, identities, children)
 
@@ -166,7 +188,7 @@ class Plan:
         """Take a document away."""
         self._now[collection, key] = None
 
-    def append(self, change: base.AppendEvent) -> None:
+    def append(self, change: AppendEvent) -> None:
         """Give an event the next number."""
         self.seq += 1
         first, last = change.first or self.seq, change.last or self.seq
@@ -214,7 +236,7 @@ def plan(change: Any, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.PutComponent, on: Plan) -> None:
+def _(change: PutComponent, on: Plan) -> None:
     record = change.record
     identity = (record.type_id, record.identifier, record.version)
     taken = any((each["type_id"], each["identifier"], each["version"]) == identity for each in on.components())
@@ -231,7 +253,7 @@ def _(change: base.PutComponent, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.SetComponentStatus, on: Plan) -> None:
+def _(change: SetComponentStatus, on: Plan) -> None:
     found = on.get("components", change.uuid)
     if found is None or change.expected not in {None, found["status"]}:
         raise ConflictError(f"component {change.uuid} was removed, or its status changed by another process")
@@ -239,7 +261,7 @@ def _(change: base.SetComponentStatus, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.SetComponentState, on: Plan) -> None:
+def _(change: SetComponentState, on: Plan) -> None:
     found = on.get("components", change.uuid)
     if found is None or change.expected not in {None, found["state"]}:
         raise ConflictError(f"component {change.uuid} was removed, or its state changed by another process")
@@ -247,7 +269,7 @@ def _(change: base.SetComponentState, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.SetComponentData, on: Plan) -> None:
+def _(change: SetComponentData, on: Plan) -> None:
     found = on.get("components", change.uuid)
     if found is None:
         raise ConflictError(f"component {change.uuid} was removed")
@@ -255,7 +277,7 @@ def _(change: base.SetComponentData, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.LinkArtifacts, on: Plan) -> None:
+def _(change: LinkArtifacts, on: Plan) -> None:
     found = on.get("components", change.uuid)
     if found is None:
         raise ConflictError(f"component {change.uuid} is not installed any more")
@@ -264,7 +286,7 @@ def _(change: base.LinkArtifacts, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.DeleteComponent, on: Plan) -> None:
+def _(change: DeleteComponent, on: Plan) -> None:
     used = any(change.uuid in each["children"] for each in on.components() if each["_id"] != change.uuid)
     if used or on.get("components", change.uuid) is None:
         raise ComponentInUseError(
@@ -274,17 +296,17 @@ def _(change: base.DeleteComponent, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.AppendEvent, on: Plan) -> None:
+def _(change: AppendEvent, on: Plan) -> None:
     on.append(change)
 
 
 @plan.register
-def _(change: base.DeleteEvents, on: Plan) -> None:
+def _(change: DeleteEvents, on: Plan) -> None:
     on.prune(change.up_to)
 
 
 @plan.register
-def _(change: base.PutJob, on: Plan) -> None:
+def _(change: PutJob, on: Plan) -> None:
     what = asdict(change.record)
     key = what.pop("id")
     if on.get("jobs", key) is not None:
@@ -293,7 +315,7 @@ def _(change: base.PutJob, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.ClaimJob, on: Plan) -> None:
+def _(change: ClaimJob, on: Plan) -> None:
     found = on.get("jobs", change.id)
     if (
         found is None
@@ -325,7 +347,7 @@ def _closed(on: Plan, gate: str) -> bool:
 
 
 @plan.register
-def _(change: base.PrioritizeJobs, on: Plan) -> None:
+def _(change: PrioritizeJobs, on: Plan) -> None:
     for each, priority in change.priorities.items():
         found = on.get("jobs", each)
         if found is not None:
@@ -333,7 +355,7 @@ def _(change: base.PrioritizeJobs, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.RenewLeases, on: Plan) -> None:
+def _(change: RenewLeases, on: Plan) -> None:
     for each in change.ids:
         found = on.get("jobs", each)
         if found is not None and _held(found, change.owner):
@@ -352,19 +374,19 @@ def _mine(on: Plan, job: str, owner: str) -> Document:
 
 
 @plan.register
-def _(change: base.AdvanceJob, on: Plan) -> None:
+def _(change: AdvanceJob, on: Plan) -> None:
     found = _mine(on, change.id, change.owner)
     what = {"done": change.done, "total": change.total, "stage": change.stage}
     on.set("jobs", found, **what if change.payload is None else {**what, "payload": change.payload})
 
 
 @plan.register
-def _(change: base.HoldJob, on: Plan) -> None:
+def _(change: HoldJob, on: Plan) -> None:
     _mine(on, change.id, change.owner)
 
 
 @plan.register
-def _(change: base.FinishJob, on: Plan) -> None:
+def _(change: FinishJob, on: Plan) -> None:
     found = _mine(on, change.id, change.owner)
     on.set(
         "jobs",
@@ -375,12 +397,12 @@ def _(change: base.FinishJob, on: Plan) -> None:
         error=change.error,
         not_before=change.not_before,
         attempts=found["attempts"] - int(change.refund),
-        finished=None if change.state in base.UNFINISHED else change.now,
+        finished=None if change.state in UNFINISHED else change.now,
     )
 
 
 @plan.register
-def _(change: base.SetJobState, on: Plan) -> None:
+def _(change: SetJobState, on: Plan) -> None:
     found = on.get("jobs", change.id)
     if found is None or found["state"] not in change.among:
         raise ConflictError(f"job {change.id} is not in one of the states {', '.join(change.among)}")
@@ -393,13 +415,13 @@ def _(change: base.SetJobState, on: Plan) -> None:
         lease=0.0,
         not_before=change.now if again else 0.0,
         error=change.error,
-        finished=None if change.state in base.UNFINISHED else change.now,
+        finished=None if change.state in UNFINISHED else change.now,
         attempts=0 if again else found["attempts"],
     )
 
 
 @plan.register
-def _(change: base.MoveCursor, on: Plan) -> None:
+def _(change: MoveCursor, on: Plan) -> None:
     found = on.get("cursors", change.name)
     stands = 0 if found is None else found["seq"]
     if change.expected is not None and stands != change.expected:
@@ -408,12 +430,12 @@ def _(change: base.MoveCursor, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.DeleteCursor, on: Plan) -> None:
+def _(change: DeleteCursor, on: Plan) -> None:
     on.drop("cursors", change.name)
 
 
 @plan.register
-def _(change: base.PutIntent, on: Plan) -> None:
+def _(change: PutIntent, on: Plan) -> None:
     what = asdict(change.record)
     key = what.pop("id")
     if on.get("intents", key) is not None:
@@ -422,7 +444,7 @@ def _(change: base.PutIntent, on: Plan) -> None:
 
 
 @plan.register
-def _(change: base.DeleteIntent, on: Plan) -> None:
+def _(change: DeleteIntent, on: Plan) -> None:
     if on.get("intents", change.id) is None:
         raise ConflictError(f"the intent {change.id} was settled by another process")
     on.drop("intents", change.id)

@@ -14,19 +14,10 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from asyncdl.drivers.sql import Outcome, Row, SQLDatabase, SQLTransaction, Statement
 from asyncdl.errors import ClosedError, ConfigurationError, ConflictError, DuplicateKeyError
-from asyncdl.metadata import base
-from asyncdl.metadata.base import (
-    Change,
-    ComponentRecord,
-    EventRecord,
-    IntentRecord,
-    JobFilter,
-    JobRecord,
-    JobState,
-    MetadataStore,
-    Topic,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore, Topic
+from asyncdl.metadata.changes import AppendEvent, Change, ClaimJob, MoveCursor
 from asyncdl.metadata.clock import StoreClock
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord, IntentRecord, JobRecord, JobState
 from asyncdl.metadata.sql_changes import ChangeCompiler, claimable
 from asyncdl.metadata.sql_tables import (
     SCHEMA_VERSION,
@@ -143,14 +134,14 @@ class SQLMetadataStore(MetadataStore):
     async def commit(self, *changes: Change, joining: SQLTransaction | None = None) -> list[EventRecord]:
         """Apply changes, all or none, and return the events among them."""
         self._check()
-        appended: list[tuple[int, base.AppendEvent]] = []
+        appended: list[tuple[int, AppendEvent]] = []
         # One commit after the other where the database would let them run together: so conditions hold until the end, and
         # events become visible in the order of their numbers.
         statements: list[Statement] = [*self.database.lock("commit")] if changes else []
-        if any(isinstance(each, base.MoveCursor) and each.seq < 0 for each in changes):
+        if any(isinstance(each, MoveCursor) and each.seq < 0 for each in changes):
             statements.extend(self.database.exclude(_GATES))  # claims under way end before a gate is closed
         for change in self.stamped(changes):
-            if isinstance(change, base.AppendEvent):
+            if isinstance(change, AppendEvent):
                 appended.append((len(statements), change))
             statements.extend(self._changes.statements(change))
         topics = topics_of(changes)
@@ -166,7 +157,7 @@ class SQLMetadataStore(MetadataStore):
         self._wakeup.wake(topics)
         return [self._event(change, outcomes[at]) for at, change in appended]
 
-    async def claim(self, *claims: base.ClaimJob) -> set[str]:
+    async def claim(self, *claims: ClaimJob) -> set[str]:
         """Begin those of some attempts whose conditions hold; beside the commits, where locked rows can be passed over."""
         self._check()
         if not claims or not self.database.share(_GATES):
@@ -178,7 +169,7 @@ class SQLMetadataStore(MetadataStore):
             self._wakeup.wake(["anything"])
         return begun
 
-    async def claim_within(self, tx: SQLTransaction, *claims: base.ClaimJob) -> set[str]:
+    async def claim_within(self, tx: SQLTransaction, *claims: ClaimJob) -> set[str]:
         """Begin attempts in a transaction that does nothing else.
 
         It shares the lock that who closes a gate needs for itself, and takes it first. What it waits for then is nothing: so it
@@ -213,7 +204,7 @@ class SQLMetadataStore(MetadataStore):
         return {str(name) for [name] in found.rows}
 
     @staticmethod
-    def _event(change: base.AppendEvent, outcome: Outcome) -> EventRecord:
+    def _event(change: AppendEvent, outcome: Outcome) -> EventRecord:
         seq = int(outcome.rows[0][0])
         return EventRecord(
             seq, change.type, change.topic, change.payload, change.created, change.first or seq, change.last or seq
@@ -351,7 +342,7 @@ class SQLMetadataStore(MetadataStore):
         return {str(name): int(seq) for name, seq in rows}
 
     async def pending_causes(
-        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = base.UNFINISHED
+        self, cursor: str, types: Collection[str] = (), states: Collection[JobState] = UNFINISHED
     ) -> list[tuple[int, int]]:
         """Return the (first, last) of unfinished jobs and unread events."""
         kinds = _numbered("type", types)

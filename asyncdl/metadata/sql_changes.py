@@ -11,7 +11,7 @@ from sqlalchemy import Table, and_, bindparam, case, delete, exists, func, inser
 
 from asyncdl.drivers.sql import SQLDatabase, Statement
 from asyncdl.errors import ComponentInUseError, LeaseLostError
-from asyncdl.metadata import base
+from asyncdl.metadata import changes, records
 from asyncdl.metadata.sql_tables import artifacts, components, cursors, events, intents, jobs, links
 
 P = bindparam
@@ -46,7 +46,7 @@ class ChangeCompiler:
         raise TypeError(f"not a change: {change!r}")
 
     @statements.register
-    def _(self, change: base.PutComponent) -> Iterator[Statement]:
+    def _(self, change: changes.PutComponent) -> Iterator[Statement]:
         record = change.record
         same = and_(
             components.c.type_id == P("type_id"),
@@ -73,7 +73,7 @@ class ChangeCompiler:
             yield self._statement("put_artifact", lambda: insert(artifacts), values)
 
     @statements.register
-    def _(self, change: base.SetComponentStatus) -> Iterator[Statement]:
+    def _(self, change: changes.SetComponentStatus) -> Iterator[Statement]:
         yield self._statement(
             "set_status",
             lambda: (
@@ -93,7 +93,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.SetComponentState) -> Iterator[Statement]:
+    def _(self, change: changes.SetComponentState) -> Iterator[Statement]:
         yield self._statement(
             "set_state",
             lambda: (
@@ -113,7 +113,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.SetComponentData) -> Iterator[Statement]:
+    def _(self, change: changes.SetComponentData) -> Iterator[Statement]:
         yield self._statement(
             "set_data",
             lambda: update(components).where(components.c.uuid == P("key")).values(data=P("new")),
@@ -123,7 +123,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.LinkArtifacts) -> Iterator[Statement]:
+    def _(self, change: changes.LinkArtifacts) -> Iterator[Statement]:
         yield self._statement(
             "touch_component",
             lambda: update(components).where(components.c.uuid == P("key")).values(version=components.c.version),
@@ -142,7 +142,7 @@ class ChangeCompiler:
             yield self._statement("put_artifact", lambda: insert(artifacts), values)
 
     @statements.register
-    def _(self, change: base.DeleteComponent) -> Iterator[Statement]:
+    def _(self, change: changes.DeleteComponent) -> Iterator[Statement]:
         values = {"key": change.uuid}
         yield self._statement("drop_links", lambda: delete(links).where(links.c.parent == P("key")), values)
         yield self._statement(
@@ -162,7 +162,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.AppendEvent) -> Iterator[Statement]:
+    def _(self, change: changes.AppendEvent) -> Iterator[Statement]:
         yield self._statement(
             "append_event",
             lambda: (
@@ -175,7 +175,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.PutJob) -> Iterator[Statement]:
+    def _(self, change: changes.PutJob) -> Iterator[Statement]:
         yield self._insert_if(
             "put_job",
             jobs,
@@ -185,7 +185,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.ClaimJob) -> Iterator[Statement]:
+    def _(self, change: changes.ClaimJob) -> Iterator[Statement]:
         yield self._statement(
             "claim_job",
             lambda: (
@@ -207,7 +207,7 @@ class ChangeCompiler:
             conflict=f"job {change.id} was claimed by another worker, or is not to be begun now",
         )
 
-    def begin(self, claim: base.ClaimJob, ids: dict[str, str], count: int) -> Statement:
+    def begin(self, claim: changes.ClaimJob, ids: dict[str, str], count: int) -> Statement:
         """Return the statement that begins attempts of jobs that are known to be free, as one claim has it."""
         return self._statement(
             f"begin{len(ids)}",
@@ -217,7 +217,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.PrioritizeJobs) -> Iterator[Statement]:
+    def _(self, change: changes.PrioritizeJobs) -> Iterator[Statement]:
         for job, priority in change.priorities.items():
             yield self._statement(
                 "prioritize_job",
@@ -226,7 +226,7 @@ class ChangeCompiler:
             )
 
     @statements.register
-    def _(self, change: base.RenewLeases) -> Iterator[Statement]:
+    def _(self, change: changes.RenewLeases) -> Iterator[Statement]:
         for job in change.ids:
             yield self._statement(
                 "renew_lease",
@@ -235,7 +235,7 @@ class ChangeCompiler:
             )
 
     @statements.register
-    def _(self, change: base.AdvanceJob) -> Iterator[Statement]:
+    def _(self, change: changes.AdvanceJob) -> Iterator[Statement]:
         yield self._statement(
             "advance_job",
             lambda: (
@@ -260,7 +260,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.HoldJob) -> Iterator[Statement]:
+    def _(self, change: changes.HoldJob) -> Iterator[Statement]:
         yield self._statement(
             "hold_job",
             lambda: update(jobs).where(_held()).values(stage=jobs.c.stage),
@@ -269,7 +269,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.FinishJob) -> Iterator[Statement]:
+    def _(self, change: changes.FinishJob) -> Iterator[Statement]:
         yield self._statement(
             "finish_job",
             lambda: (
@@ -292,13 +292,13 @@ class ChangeCompiler:
                 "error": change.error,
                 "not_before": change.not_before,
                 "refund": int(change.refund),
-                "finished": None if change.state in base.UNFINISHED else change.now,
+                "finished": None if change.state in records.UNFINISHED else change.now,
             },
             **_lease_lost(change.id),
         )
 
     @statements.register
-    def _(self, change: base.SetJobState) -> Iterator[Statement]:
+    def _(self, change: changes.SetJobState) -> Iterator[Statement]:
         again = change.state == "pending"
         states = "".join(f":{state}:" for state in change.among)
         yield self._statement(
@@ -322,14 +322,14 @@ class ChangeCompiler:
                 "new_state": change.state,
                 "error": change.error,
                 "not_before": change.now if again else 0.0,
-                "finished": None if change.state in base.UNFINISHED else change.now,
+                "finished": None if change.state in records.UNFINISHED else change.now,
             },
             expect=1,
             conflict=f"job {change.id} is not in one of the states {', '.join(change.among)}",
         )
 
     @statements.register
-    def _(self, change: base.MoveCursor) -> Iterator[Statement]:
+    def _(self, change: changes.MoveCursor) -> Iterator[Statement]:
         values = {"name": change.name, "seq": change.seq}
         moved = {"key": change.name, "new": change.seq}
         conflict = f"the cursor {change.name!r} was moved by another process"
@@ -358,17 +358,17 @@ class ChangeCompiler:
         yield self._insert_if("put_cursor", cursors, values, free, conflict)
 
     @statements.register
-    def _(self, change: base.DeleteCursor) -> Iterator[Statement]:
+    def _(self, change: changes.DeleteCursor) -> Iterator[Statement]:
         yield self._statement(
             "drop_cursor", lambda: delete(cursors).where(cursors.c.name == P("key")), {"key": change.name}
         )
 
     @statements.register
-    def _(self, change: base.PutIntent) -> Iterator[Statement]:
+    def _(self, change: changes.PutIntent) -> Iterator[Statement]:
         yield self._statement("put_intent", lambda: insert(intents), asdict(change.record))
 
     @statements.register
-    def _(self, change: base.DeleteIntent) -> Iterator[Statement]:
+    def _(self, change: changes.DeleteIntent) -> Iterator[Statement]:
         yield self._statement(
             "drop_intent",
             lambda: delete(intents).where(intents.c.id == P("key")),
@@ -378,7 +378,7 @@ class ChangeCompiler:
         )
 
     @statements.register
-    def _(self, change: base.DeleteEvents) -> Iterator[Statement]:
+    def _(self, change: changes.DeleteEvents) -> Iterator[Statement]:
         yield self._statement(
             "drop_events",
             lambda: delete(events).where(events.c.seq <= P("key"), events.c.seq < _newest()),
@@ -403,7 +403,7 @@ def _begun() -> dict[str, Any]:
     }
 
 
-def _attempt(claim: base.ClaimJob) -> dict[str, Any]:
+def _attempt(claim: changes.ClaimJob) -> dict[str, Any]:
     return {"new_owner": claim.owner, "new_lease": claim.lease, "now": claim.now}
 
 

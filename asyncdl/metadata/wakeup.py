@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from asyncdl.metadata.base import (
+from asyncdl.metadata.base import Topic
+from asyncdl.metadata.changes import (
     AppendEvent,
     Change,
     DeleteComponent,
@@ -16,7 +17,6 @@ from asyncdl.metadata.base import (
     SetComponentState,
     SetComponentStatus,
     SetJobState,
-    Topic,
 )
 
 TOPICS: tuple[Topic, ...] = ("anything", "components", "events", "work", "completion", "stops")

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from asyncdl.databackend.base import Built, Catalog
+from asyncdl.databackend.requests import Built, Catalog
 from asyncdl.errors import AsyncDLError, QueryError, UnknownColumnError
 from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.mentions import unknown_columns

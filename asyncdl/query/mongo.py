@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from asyncdl import codec
-from asyncdl.databackend.base import Built, Catalog
+from asyncdl.databackend.requests import Built, Catalog
 from asyncdl.errors import AsyncDLError, QueryError
 from asyncdl.names import check_component_identifier, check_table
 from asyncdl.query.mongo_build import VALUES, Step, build

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asyncdl.databackend.base import Built, Catalog, OutputTable
 from asyncdl.databackend.documents import Call, DocumentPlan
+from asyncdl.databackend.requests import Built, Catalog
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.errors import QueryError
 
 VALUES = frozenset({"count_documents", "estimated_document_count", "distinct"})

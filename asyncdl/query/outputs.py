@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from asyncdl.databackend.base import Catalog, OutputTable
+from asyncdl.databackend.requests import Catalog
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.errors import QueryError
 from asyncdl.query.keys import Identity, Keys
 from asyncdl.query.nodes import Node

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from asyncdl.databackend.base import Built, Catalog
+from asyncdl.databackend.requests import Built, Catalog
 from asyncdl.errors import QueryError
 from asyncdl.names import check_table
 from asyncdl.query.arguments import Recorded, Recorder, is_step

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asyncdl.databackend.base import WriteKind, WriteRequest
+from asyncdl.databackend.requests import WriteKind, WriteRequest
 from asyncdl.errors import InvalidRowError
 from asyncdl.query.arguments import Recorded
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from asyncdl.databackend.base import ANY, DataBackend, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import ANY, TableSchema
 from asyncdl.errors import DatatypeError, QueryError
 from asyncdl.testing.databackend_hooks import BackendHooks
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from asyncdl.databackend.base import DataBackend, OutputTable, ReadQuery, TableSchema, Written
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.requests import ReadQuery, Written
+from asyncdl.databackend.tables import OutputTable, TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.testing.databackend_language import Condition, IbisLanguage, Language
 

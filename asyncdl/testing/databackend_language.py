@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from asyncdl.databackend.base import MISSING_KEY, OutputTable, ReadQuery, WriteRequest
+from asyncdl.databackend.requests import ReadQuery, WriteRequest
+from asyncdl.databackend.tables import MISSING_KEY, OutputTable
 from asyncdl.query import MongoQuery, table
 
 Condition = tuple[str, str, Any]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from asyncdl.databackend.base import DataBackend, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import DatatypeError
 from asyncdl.testing.databackend_values import ValueTests, same

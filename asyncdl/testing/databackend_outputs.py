@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from asyncdl.databackend.base import DataBackend, Key, Outputs, OutputTable, Row, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import Key, Outputs, OutputTable, Row, TableSchema
 from asyncdl.errors import DatatypeError, DuplicateKeyError, UnknownColumnError
 from asyncdl.testing.databackend import RowTests
 from asyncdl.testing.databackend_documents import DocumentTests

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asyncdl.databackend.base import DataBackend, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import infer
 from asyncdl.errors import (
     AsyncDLError,

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asyncdl.databackend.base import DataBackend, TableSchema
+from asyncdl.databackend.base import DataBackend
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.errors import DatatypeError, QueryError
 from asyncdl.testing.databackend_hooks import BackendHooks

@@ -17,16 +17,14 @@ from typing import Any
 import pytest
 
 from asyncdl.errors import AsyncDLError, ClosedError, StoreError
-from asyncdl.metadata.base import (
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import (
     AdvanceJob,
     Change,
     ClaimJob,
     DeleteComponent,
     DeleteIntent,
     FinishJob,
-    IntentRecord,
-    JobFilter,
-    MetadataStore,
     MoveCursor,
     PutComponent,
     PutIntent,
@@ -34,19 +32,11 @@ from asyncdl.metadata.base import (
     SetComponentState,
     SetComponentStatus,
 )
+from asyncdl.metadata.records import IntentRecord
 from asyncdl.testing.metadata_components import ComponentTests
 from asyncdl.testing.metadata_events import EventTests
 from asyncdl.testing.metadata_jobs import JobTests
-from asyncdl.testing.metadata_records import (
-    HOSTILE,
-    PREPARED,
-    READS,
-    REFUSED,
-    component,
-    event,
-    intent,
-    job,
-)
+from asyncdl.testing.metadata_records import HOSTILE, PREPARED, READS, REFUSED, component, event, intent, job
 
 
 class MetadataStoreTests(ComponentTests, EventTests, JobTests):

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from asyncdl.errors import ComponentInUseError, ConflictError
-from asyncdl.metadata.base import (
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import (
     DeleteComponent,
-    JobFilter,
     LinkArtifacts,
-    MetadataStore,
     PutComponent,
     PutJob,
     SetComponentData,
@@ -20,12 +19,7 @@ from asyncdl.metadata.base import (
     SetComponentStatus,
 )
 from asyncdl.testing.metadata_hooks import MetadataHooks
-from asyncdl.testing.metadata_records import (
-    PREPARED,
-    component,
-    event,
-    job,
-)
+from asyncdl.testing.metadata_records import PREPARED, component, event, job
 
 
 class ComponentTests(MetadataHooks):

@@ -8,24 +8,11 @@ from pathlib import Path
 import pytest
 
 from asyncdl.errors import ConflictError
-from asyncdl.metadata.base import (
-    AppendEvent,
-    Change,
-    DeleteCursor,
-    DeleteEvents,
-    EventRecord,
-    MetadataStore,
-    MoveCursor,
-    PutJob,
-    Topic,
-)
+from asyncdl.metadata.base import MetadataStore, Topic
+from asyncdl.metadata.changes import AppendEvent, Change, DeleteCursor, DeleteEvents, MoveCursor, PutJob
+from asyncdl.metadata.records import EventRecord
 from asyncdl.testing.metadata_hooks import MetadataHooks
-from asyncdl.testing.metadata_records import (
-    PREPARED,
-    WAKING,
-    event,
-    job,
-)
+from asyncdl.testing.metadata_records import PREPARED, WAKING, event, job
 
 
 class EventTests(MetadataHooks):

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncdl.metadata.base import (
-    MetadataStore,
-)
+from asyncdl.metadata.base import MetadataStore
 from asyncdl.testing.metadata_records import KINDS, RecordKind
 
 

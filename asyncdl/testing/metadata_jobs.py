@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from asyncdl.errors import ConflictError, LeaseLostError
-from asyncdl.metadata.base import (
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import (
     AdvanceJob,
     AppendEvent,
     Change,
@@ -18,20 +19,15 @@ from asyncdl.metadata.base import (
     DeleteCursor,
     FinishJob,
     HoldJob,
-    JobFilter,
-    JobRecord,
-    MetadataStore,
     MoveCursor,
     PrioritizeJobs,
     PutJob,
     RenewLeases,
     SetJobState,
 )
+from asyncdl.metadata.records import JobRecord
 from asyncdl.testing.metadata_hooks import MetadataHooks
-from asyncdl.testing.metadata_records import (
-    event,
-    job,
-)
+from asyncdl.testing.metadata_records import event, job
 
 
 class JobTests(MetadataHooks):

@@ -6,20 +6,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from asyncdl.errors import AsyncDLError, ComponentInUseError, ConflictError, LeaseLostError
-from asyncdl.metadata.base import (
+from asyncdl.metadata.base import MetadataStore, Topic
+from asyncdl.metadata.changes import (
     AdvanceJob,
     AppendEvent,
     Change,
     ClaimJob,
-    ComponentRecord,
     DeleteComponent,
     DeleteIntent,
     FinishJob,
     HoldJob,
-    IntentRecord,
-    JobRecord,
     LinkArtifacts,
-    MetadataStore,
     MoveCursor,
     PutComponent,
     PutIntent,
@@ -28,8 +25,8 @@ from asyncdl.metadata.base import (
     SetComponentState,
     SetComponentStatus,
     SetJobState,
-    Topic,
 )
+from asyncdl.metadata.records import ComponentRecord, IntentRecord, JobRecord
 
 RecordKind = Literal["components", "links", "artifacts", "events", "jobs", "cursors", "intents"]
 KINDS: tuple[RecordKind, ...] = ("components", "links", "artifacts", "events", "jobs", "cursors", "intents")

@@ -13,8 +13,8 @@ import pytest
 
 import asyncdl
 from asyncdl import Listener, Model
-from asyncdl.databackend.base import Written
 from asyncdl.databackend.ibis import IbisDataBackend
+from asyncdl.databackend.requests import Written
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.ibis import IbisDatabase
 from asyncdl.errors import QueryError, StoreUnavailableError

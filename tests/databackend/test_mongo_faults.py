@@ -11,8 +11,8 @@ from uuid import uuid4
 import pymongo
 import pytest
 
-from asyncdl.databackend.base import Outputs, OutputTable, TableSchema
 from asyncdl.databackend.mongo import MongoDataBackend
+from asyncdl.databackend.tables import Outputs, OutputTable, TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.errors import ConstraintError, DatatypeError, DuplicateKeyError, StoreError, StoreUnavailableError

@@ -13,10 +13,10 @@ import pymongo
 import pytest
 from bson import ObjectId
 
-from asyncdl.databackend.base import ANY, Outputs, OutputTable
 from asyncdl.databackend.mongo import MongoDataBackend
 from asyncdl.databackend.mongo_outputs import MongoOutputs, between, hashed
 from asyncdl.databackend.mongo_values import MongoValues
+from asyncdl.databackend.tables import ANY, Outputs, OutputTable
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.drivers.mongo_documents import MongoDocuments

@@ -15,8 +15,8 @@ from uuid import UUID
 import duckdb
 import pytest
 
-from asyncdl.databackend.base import TableSchema
 from asyncdl.databackend.sql import SQLDataBackend
+from asyncdl.databackend.tables import TableSchema
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.duckdb import DuckDBDatabase
 from asyncdl.errors import (

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from asyncdl.databackend.base import WriteRequest
+from asyncdl.databackend.requests import WriteRequest
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.postgresql import PostgreSQLDatabase

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asyncdl.databackend.base import WriteRequest
+from asyncdl.databackend.requests import WriteRequest
 from asyncdl.databackend.sql import SQLDataBackend
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.sqlite import SQLiteDatabase

@@ -15,7 +15,8 @@ from asyncdl.errors import StoreUnavailableError
 from asyncdl.events.bus import EventBus
 from asyncdl.events.log import EventLog
 from asyncdl.events.types import Event, HandlerFailed, RowsDeleted, RowsEvent, RowsInserted
-from asyncdl.metadata.base import AppendEvent, EventRecord
+from asyncdl.metadata.changes import AppendEvent
+from asyncdl.metadata.records import EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,8 @@ from asyncdl.events.types import (
     RowsUpdated,
     UnknownEvent,
 )
-from asyncdl.metadata.base import AppendEvent, EventRecord
+from asyncdl.metadata.changes import AppendEvent
+from asyncdl.metadata.records import EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 pytestmark = pytest.mark.anyio

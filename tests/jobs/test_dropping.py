@@ -13,8 +13,8 @@ import pytest
 
 import asyncdl
 from asyncdl import Datalayer, Listener, Model
-from asyncdl.databackend.base import Key, Outputs, OutputTable
 from asyncdl.databackend.mongo import MongoDataBackend
+from asyncdl.databackend.tables import Key, Outputs, OutputTable
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.mongo import MongoDatabase
 from tests import models

@@ -18,7 +18,7 @@ from asyncdl import Listener, Model
 from asyncdl.components.cursors import belonging
 from asyncdl.errors import ConflictError, InvalidComponentError, ModelError, StoreUnavailableError
 from asyncdl.jobs.shares import Share, Shares, divide
-from asyncdl.metadata.base import DeleteCursor
+from asyncdl.metadata.changes import DeleteCursor
 from tests import models
 from tests.conftest import rows_of
 from tests.jobs.test_many_processes import exists, setup  # noqa: F401 - a fixture

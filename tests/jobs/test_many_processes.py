@@ -16,7 +16,7 @@ import pytest
 import asyncdl
 from asyncdl import Listener, Model
 from asyncdl.errors import JobCancelledError
-from asyncdl.metadata.base import JobRecord
+from asyncdl.metadata.records import JobRecord
 from tests import models
 from tests.conftest import rows_of
 

@@ -11,7 +11,7 @@ from asyncdl.components.declaration import declare
 from asyncdl.components.registry import encode_data
 from asyncdl.jobs.needs import Needs, needs_of
 from asyncdl.jobs.planner import BACKFILL, MATERIALIZE, RECOMPUTE, REFRESH, TRAIN, VALIDATE, Plan
-from asyncdl.metadata.base import ComponentRecord
+from asyncdl.metadata.records import ComponentRecord
 from asyncdl.query import Query, table_in
 from tests import fits
 

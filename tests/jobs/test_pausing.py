@@ -11,7 +11,7 @@ import asyncdl
 from asyncdl import JobSucceeded, Listener, ListenerPaused, ListenerResumed, Model, OutputsWritten
 from asyncdl.components.cursors import gate_of
 from asyncdl.errors import ComponentNotFoundError, InvalidComponentError, JobTimeoutError
-from asyncdl.metadata.base import ClaimJob, MoveCursor, SetJobState
+from asyncdl.metadata.changes import ClaimJob, MoveCursor, SetJobState
 from tests import models
 from tests.conftest import rows_of
 from tests.jobs.test_many_processes import gated_listener, setup  # noqa: F401 - a fixture

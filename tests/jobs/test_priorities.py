@@ -9,7 +9,8 @@ import pytest
 import asyncdl
 from asyncdl import Application, ComponentTuned, Listener, Model, Table
 from asyncdl.errors import InvalidComponentError, JobError, JobNotFoundError
-from asyncdl.metadata.base import JobRecord, PutJob
+from asyncdl.metadata.changes import PutJob
+from asyncdl.metadata.records import JobRecord
 from asyncdl.query import table_in
 from tests import models
 

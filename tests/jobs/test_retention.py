@@ -22,7 +22,9 @@ from asyncdl.events.log import TRIMMED, EventLog
 from asyncdl.jobs import retention
 from asyncdl.jobs.retention import Retention
 from asyncdl.jobs.scheduler import CURSOR, Scheduler
-from asyncdl.metadata.base import AppendEvent, JobRecord, MetadataStore, MoveCursor, PutJob, SetJobState
+from asyncdl.metadata.base import MetadataStore
+from asyncdl.metadata.changes import AppendEvent, MoveCursor, PutJob, SetJobState
+from asyncdl.metadata.records import JobRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 from tests import models
 from tests.conftest import rows_of

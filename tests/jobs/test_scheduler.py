@@ -13,23 +13,15 @@ import pytest
 
 from asyncdl.artifact_store.filesystem import FilesystemArtifactStore
 from asyncdl.components.registry import ListenerState, Registry
-from asyncdl.databackend.base import OutputTable
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.datatypes import Datatypes
 from asyncdl.drivers.sqlite import SQLiteDatabase
 from asyncdl.events.types import ComponentReady, Event, JobFailed, JobSucceeded, OutputsWritten, RowsInserted
 from asyncdl.jobs import scheduler as module
 from asyncdl.jobs.scheduler import CURSOR, Scheduler
-from asyncdl.metadata.base import (
-    Change,
-    ComponentRecord,
-    EventRecord,
-    JobFilter,
-    JobRecord,
-    MoveCursor,
-    PutComponent,
-    PutJob,
-    SetComponentStatus,
-)
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import Change, MoveCursor, PutComponent, PutJob, SetComponentStatus
+from asyncdl.metadata.records import ComponentRecord, EventRecord, JobRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,9 @@ import pytest
 import asyncdl
 from asyncdl import Listener, Model
 from asyncdl.drivers.sqlite import SQLiteDatabase
-from asyncdl.metadata.base import Change, ClaimJob, EventRecord, JobFilter, PutJob
+from asyncdl.metadata.base import JobFilter
+from asyncdl.metadata.changes import Change, ClaimJob, PutJob
+from asyncdl.metadata.records import EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 from tests import models
 from tests.conftest import rows_of

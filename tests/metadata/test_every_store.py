@@ -10,17 +10,9 @@ import pytest
 
 from asyncdl.drivers.sql import MARK, Statement
 from asyncdl.errors import ConflictError, DuplicateKeyError
-from asyncdl.metadata.base import (
-    Change,
-    ClaimJob,
-    DeleteComponent,
-    EventRecord,
-    JobFilter,
-    MetadataStore,
-    MoveCursor,
-    PutComponent,
-    PutJob,
-)
+from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.metadata.changes import Change, ClaimJob, DeleteComponent, MoveCursor, PutComponent, PutJob
+from asyncdl.metadata.records import EventRecord
 from asyncdl.metadata.sql import SQLMetadataStore
 from asyncdl.testing.metadata_records import component, event, intent, job
 from tests.metadata.committing import committer

@@ -25,7 +25,7 @@ from asyncdl.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from asyncdl.metadata.base import (
+from asyncdl.metadata.changes import (
     Change,
     DeleteComponent,
     DeleteCursor,

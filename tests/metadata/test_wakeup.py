@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncdl.metadata.base import Change, MoveCursor, PutJob, RenewLeases
+from asyncdl.metadata.changes import Change, MoveCursor, PutJob, RenewLeases
 from asyncdl.metadata.wakeup import Wakeup, topics_of
 from asyncdl.testing.metadata_records import WAKING, event, job
 

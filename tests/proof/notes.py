@@ -11,8 +11,8 @@ from pymongo import UpdateOne
 
 from asyncdl import Datalayer
 from asyncdl.components.registry import ListenerState
-from asyncdl.databackend.base import OutputTable
-from asyncdl.metadata.base import UNFINISHED
+from asyncdl.databackend.tables import OutputTable
+from asyncdl.metadata.records import UNFINISHED
 
 
 class Notes:

@@ -16,7 +16,7 @@ import asyncdl
 from asyncdl import Datalayer, Event, Listener, Model
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.errors import AsyncDLError, JobError
-from asyncdl.metadata.base import UNFINISHED
+from asyncdl.metadata.records import UNFINISHED
 from asyncdl.testing.faults import Fault, Faults, faulty
 from tests.proof.crashing import plus, words
 from tests.proof.notes import Notes, notes_of, nothing_is_left_over

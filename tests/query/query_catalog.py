@@ -9,7 +9,7 @@ from typing import Any
 
 import ibis
 
-from asyncdl.databackend.base import OutputTable
+from asyncdl.databackend.tables import OutputTable
 from asyncdl.errors import ComponentNotFoundError, TableNotFoundError
 from asyncdl.query import Query
 

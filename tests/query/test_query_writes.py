@@ -13,7 +13,7 @@ import pytest
 from ibis import _
 from query_catalog import Database
 
-from asyncdl.databackend.base import WriteRequest
+from asyncdl.databackend.requests import WriteRequest
 from asyncdl.errors import InvalidRowError, QueryError
 from asyncdl.query import Query, Write, table
 
