@@ -1,11 +1,6 @@
 """A listener's work: read rows, have the model called, write the outputs.
 
-Reading, computing and writing overlap, with a bounded number of batches between them. Each batch's outputs, the job's
-progress and the event about them are one commit, where the databackend shares one with the metadata store; otherwise the
-outputs land first, and a crash between them only repeats the batch.
-
-An output is stamped with the position in the event log as of which its row was read, and never overwrites one with a
-larger stamp. A row that was changed or deleted after it was read, and before its output was written, is looked at again.
+Reading, computing and writing (`asyncdl.jobs.writing`) overlap, with a bounded number of batches between them.
 """
 
 from __future__ import annotations
@@ -19,25 +14,17 @@ from typing import Any
 from asyncdl import codec
 from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
-from asyncdl.components.registry import ListenerState, not_ready, with_datatype
+from asyncdl.components.registry import ListenerState, not_ready
 from asyncdl.compute.base import ModelCall, ModelTask, kinds_of
-from asyncdl.databackend.tables import Key, Outputs, OutputTable, as_key
-from asyncdl.datatypes import infer
+from asyncdl.databackend.tables import Outputs, as_key
 from asyncdl.errors import (
-    AsyncDLError,
-    ComponentNotFoundError,
     ComponentNotReadyError,
-    ConflictError,
-    DatatypeError,
-    DuplicateKeyError,
     LeaseLostError,
     ModelError,
     QueryError,
     StoreError,
 )
-from asyncdl.events.types import OutputsWritten, RowsDeleted, RowsUpdated
 from asyncdl.jobs.batching import LARGEST, SMALLEST, BatchSize, ReadAhead, weight_of
-from asyncdl.jobs.dropping import announce_dropping
 from asyncdl.jobs.errands import Assignment, Delegation, Report
 from asyncdl.jobs.planner import BACKFILL, RECOMPUTE, REFRESH
 from asyncdl.jobs.reading import Batch, Reader
@@ -46,9 +33,10 @@ from asyncdl.jobs.shards import Shard, split
 from asyncdl.jobs.takeover import take_over
 from asyncdl.jobs.upstream import Upstream, UpstreamReplacedError
 from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
+from asyncdl.jobs.writing import Attempt, Progress, RetiredError, Writer
 from asyncdl.metadata.base import JobFilter
-from asyncdl.metadata.changes import AdvanceJob, Change, HoldJob, PutJob, SetComponentState, SetComponentStatus
-from asyncdl.metadata.records import ComponentRecord, JobRecord
+from asyncdl.metadata.changes import Change, HoldJob, PutJob, SetComponentStatus
+from asyncdl.metadata.records import JobRecord
 from asyncdl.together import both
 
 _TARGET = 0.8
@@ -63,7 +51,8 @@ class ListenerWork(Work):
     def __init__(self, stores: Stores, job: JobRecord, owner: str) -> None:
         super().__init__(stores, job, owner)
         self._arguments: dict[str, Any] = codec.loads(job.payload)
-        self._total: int | None = None
+        self._attempt = Attempt(job, owner, self.lease)
+        self._progress = Progress()
         self._batches = 0
         self._say = 0.0
         self._shard = Shard.of_job(self._arguments)
@@ -72,12 +61,17 @@ class ListenerWork(Work):
         self._waits = False
         """Whether there was nothing to be done, and nothing follows."""
 
+    @property
+    def done(self) -> int:
+        """How many source rows have been dealt with."""
+        return self._progress.done
+
     async def run(self) -> None:
         """Do the work; a listener that a newer version took over from meanwhile needs none."""
         try:
             while not await self._pass():
-                self._done = 0
-        except _RetiredError:
+                self._progress.done = 0
+        except RetiredError:
             self._waits, self._split = True, []
 
     async def _pass(self) -> bool:
@@ -85,7 +79,7 @@ class ListenerWork(Work):
         await self._load()
         try:
             setting_up = self._job.kind == BACKFILL and self._shard is None and self._record.status != "ready"
-            self._waits = not await self._upstream.is_due(self._record, self._output, setting_up=setting_up)
+            self._waits = not await self._upstream.is_due(self._record, self._writer.output, setting_up=setting_up)
             if not self._waits:
                 await self._work()
         except UpstreamReplacedError:
@@ -93,48 +87,36 @@ class ListenerWork(Work):
         except LeaseLostError:
             raise
         except (StoreError, QueryError):  # its outputs may have been dropped under it, or those that it reads
-            await self._record_if_needed()
+            await self._attempt.record(self._stores)
             if not await self._is_gone():
                 if await self._upstream.was_replaced():
                     return False
                 raise
-            await self._empty()
+            await self._writer.empty()
         return True
 
     async def _is_gone(self) -> bool:
         """Return whether the table of the rows is there no longer: another program dropped it."""
-        return self._state.root not in await self._stores.databackend.tables()
-
-    async def _empty(self) -> None:
-        """Leave no outputs, as there are no rows."""
-        stores, advance = self._stores, AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
-        async with stores.databackend.transaction() as tx:
-            if self._output.datatype is not None:
-                await stores.databackend.drop_outputs(self._output, tx)
-                await stores.databackend.create_outputs(self._output, tx)
-            if stores.shared:
-                await stores.metadata.commit(advance, joining=tx)
-        if not stores.shared:
-            await stores.metadata.commit(advance)
+        return self._writer.root not in await self._stores.databackend.tables()
 
     async def _work(self) -> None:
         if self._job.kind == BACKFILL:
             if self._shard is not None:
-                self._total = self._job.total
+                self._progress.total = self._job.total
                 await self._process(self._reader.scan(missing=True, after=self._shard.after, until=self._shard.until))
-                await self._advance("computing")
+                await self._writer.advance("computing")
                 return
             if self._arguments.get("sweep"):
-                await self._sweep(None)
+                await self._writer.sweep(None)
             if not await self._in_shards():
                 await self._backfill()
         elif self._job.kind == RECOMPUTE:
             since, died = self._arguments["since"], self._job.attempts > 1
             await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest(since)))
-            await self._sweep(None)
+            await self._writer.sweep(None)
         elif self._job.kind == REFRESH:
             ids = [as_key(each) for each in self._arguments["ids"]]
-            self._total = len(ids)
+            self._progress.total = len(ids)
             await self._process(self._reader.refresh(ids, self._arguments["since"], self._as_of))
 
     async def _leaves_the_rest(self, since: int) -> bool:
@@ -190,8 +172,8 @@ class ListenerWork(Work):
         self._split = split(
             self._job, boundaries, size, max(total, len(boundaries) * size), self._stores.metadata.clock.now()
         )
-        self._total = 0
-        await self._advance("split")
+        self._progress.total = 0
+        await self._writer.advance("split")
         return True
 
     async def _backfill(self) -> None:
@@ -209,32 +191,20 @@ class ListenerWork(Work):
         finally:
             await asyncio.wait({counting})
         counting.result()
-        await self._advance("computing")
+        await self._writer.advance("computing")
 
     def _counted(self, counting: asyncio.Task[int]) -> None:
         if not counting.cancelled() and counting.exception() is None:
-            self._total = max(counting.result(), self._done)
-
-    async def _record_if_needed(self) -> ComponentRecord:
-        return self._needed(await self._stores.metadata.components(uuids=[self._job.target]))
-
-    def _needed(self, records: Sequence[ComponentRecord]) -> ComponentRecord:
-        own = [each for each in records if each.uuid == self._job.target]
-        if not own:
-            raise ComponentNotFoundError(f"the listener of job {self._job.id} has been removed")
-        if own[0].status == "retired":
-            raise _RetiredError
-        return own[0]
+            self._progress.total = max(counting.result(), self._progress.done)
 
     async def _load(self) -> None:
         registry, metadata = self._stores.registry, self._stores.metadata
         wanted = [self._job.target, *registry.held_by(self._job.target)]
         records, self._as_of = await both(metadata.components(uuids=wanted), metadata.last_event())
-        self._record = self._needed(records)
+        self._record = self._attempt.needed(records)
         component = await registry.load(self._record)
         assert isinstance(component, Listener)  # noqa: S101 - the planner makes these jobs for listeners only
         self._listener = component
-        self._state = ListenerState.loads(self._record.state)
         uuid = str(component.model.uuid)
         found = [each for each in records if each.uuid == uuid] or await metadata.components(uuids=[uuid])
         model = found[0]
@@ -243,12 +213,10 @@ class ListenerWork(Work):
         called = await registry.load(model)  # trained, and with the limits that it has by now
         assert isinstance(called, Model)  # noqa: S101 - listeners have no other models
         self._rules = self._call = registry.call(called, model, signature_of(component.key))
-        self._select = component.select
         self._upstream = await Upstream.read(self._stores, component.select)
-        self._outputs: Mapping[str, OutputTable] = self._upstream.outputs
-        self._width = len(self._output.key)
         names = tuple(component.key) if isinstance(component.key, Mapping) else ()
-        self._shape = Shape(str(component.model), self._call.signature, names, self._width, component.flatten)
+        width = len(ListenerState.loads(self._record.state).output.key)
+        self._shape = Shape(str(component.model), self._call.signature, names, width, component.flatten)
         stores, on_loop = self._stores, self._call.placement == "loop"
         self._delegation = self._delegated()
         at_least, at_most = self._call.max_concurrency if on_loop else 1, self._in_a_second()
@@ -257,12 +225,22 @@ class ListenerWork(Work):
         else:
             self._size = BatchSize(at_least, at_most, target=_TARGET, first=SMALLEST)
         self._ahead = ReadAhead(self._most_ahead, at_once=on_loop)
+        self._writer = Writer(
+            stores,
+            self._attempt,
+            self._progress,
+            self._record,
+            component,
+            self._upstream.outputs,
+            self._shape,
+            self._ahead,
+        )
         self._reader = Reader(
             stores.metadata,
             stores.databackend,
             component,
             self._upstream,
-            lambda: self._state.output,
+            lambda: self._writer.output,
             self._size,
             self._ahead,
             self._by_keys,
@@ -280,10 +258,6 @@ class ListenerWork(Work):
             return max(2, 2 * self._call.max_concurrency // LARGEST) * compute.loops
         return 1 + compute.parallelism
 
-    @property
-    def _output(self) -> OutputTable:
-        return self._state.output
-
     # computing
 
     def _delegated(self) -> Delegation | None:
@@ -294,11 +268,11 @@ class ListenerWork(Work):
 
     def _assignment(self) -> Assignment:
         return Assignment(
-            self._select,
-            self._outputs,
+            self._listener.select,
+            self._upstream.outputs,
             self._listener.columns,
-            len(self._output.root),
-            self._output,
+            len(self._writer.output.root),
+            self._writer.output,
             self._shape,
             HoldJob(self._job.id, self._owner),
             self._listener.identifier,
@@ -310,7 +284,7 @@ class ListenerWork(Work):
     def _by_keys(self) -> bool:
         """Return whether workers read what is read now, and write its outputs, whose table is there."""
         delegation = self._delegation
-        return delegation is not None and self._output.datatype is not None and delegation.possible
+        return delegation is not None and self._writer.output.datatype is not None and delegation.possible
 
     def _submit(self, batch: Batch) -> None:
         if batch.size:
@@ -336,7 +310,7 @@ class ListenerWork(Work):
                     if self._pausing:
                         break
                     if batch.keys_only and not self._stores.shared:
-                        await self._hold()  # where its writing is no condition of the lease
+                        await self._writer.hold()  # where its writing is no condition of the lease
                     self._submit(batch)
                     await window.put(batch)
                 else:
@@ -385,169 +359,23 @@ class ListenerWork(Work):
                 raise
             self._ahead.computed(time.perf_counter() - begun)
             results = self._shape.results(batch.columns, outputs)
-            if self._output.datatype is None:
-                await self._establish(results)
         begun = time.perf_counter()
-        await self._write(batch, results)
+        await self._writer.write(batch, results)
         moving = batch.reading + time.perf_counter() - begun
         self._size.took(batch.size, 0.0 if batch.future is None else batch.future.took, moving)
-        await self._look_again(batch)
+        await self._writer.look_again(batch)
 
     async def _told(self, batch: Batch, report: Report) -> None:
         """Take in that a worker has written a batch's outputs."""
         self._size.weighed(report.weight)
         self._size.took(report.rows, report.computing, report.moving + batch.reading)
         if not self._stores.shared:
-            await self._tell(batch, report.errors)
-        self._done += self._units(batch)
+            await self._writer.tell(batch, report.errors)
+        self._progress.done += self._writer.units(batch)
         if self._stores.shared and time.monotonic() >= self._say:
             self._say = time.monotonic() + _SAY
-            await self._advance("computing")
-        await self._look_again(batch)
-
-    async def _establish(self, results: Outputs) -> None:
-        """Find out the outputs' datatype from the first of them, and make their table."""
-        values = [value for at, value in enumerate(results.values) if at not in results.errors]
-        if self._listener.flatten:
-            values = [each for value in values for each in value]
-        try:
-            datatype = infer(values) or "json"
-        except AsyncDLError:
-            datatype = "json"  # mixed: whatever does not fit it is an error of its row
-        state = with_datatype(self._state, datatype)
-        change = SetComponentState(self._record.uuid, state.dumps(), expected=self._state.dumps())
-        try:
-            await self._commit_outputs(state.output, change)
-        except ConflictError:
-            records = await self._stores.metadata.components(uuids=[self._record.uuid])
-            if not records:
-                raise ComponentNotFoundError(f"{self._listener} has been removed") from None
-            state = ListenerState.loads(records[0].state)
-        self._state = state
-
-    async def _commit_outputs(self, table: OutputTable, change: SetComponentState) -> None:
-        stores = self._stores
-        # Not every database makes a table in a transaction: should the listener be removed meanwhile, it must not stay.
-        made = await announce_dropping(stores.intents, [table])
-        with stores.intents.settling(made):
-            async with stores.databackend.transaction() as tx:
-                await stores.databackend.create_outputs(table, tx)
-                if stores.shared:
-                    await stores.metadata.commit(change, made, joining=tx)
-            if not stores.shared:
-                await stores.metadata.commit(change, made)
-
-    async def _write(self, batch: Batch, results: Outputs) -> None:
-        try:
-            await self._commit(batch, replace(results, new=batch.new))
-        except DuplicateKeyError:
-            if not batch.new:
-                raise
-            await self._commit(batch, results)  # another job has written some of them since they were read
-        except DatatypeError:
-            await self._commit(batch, self._shape.checked(self._stores.databackend, self._output, results))
-
-    async def _commit(self, batch: Batch, results: Outputs) -> None:
-        stores = self._stores
-        if not stores.shared:
-            await self._hold()
-        async with stores.databackend.transaction() as tx:
-            if self._output.datatype is not None:
-                await stores.databackend.put_outputs(
-                    self._output, results, as_of=batch.as_of, replaced=batch.replaced, tx=tx
-                )
-            if not batch.writing:
-                batch.writing = True
-                self._ahead.writing()
-            if stores.shared:
-                await stores.metadata.commit(*self._changes(batch, len(results.errors)), joining=tx)
-        if not stores.shared:
-            await self._tell(batch, len(results.errors))
-        self._done += self._units(batch)
-
-    def _units(self, batch: Batch) -> int:
-        return len(batch.ids) if self._job.kind == REFRESH else batch.size
-
-    def _changes(self, batch: Batch, errors: int) -> list[Change]:
-        """Return progress, on the condition that the job is still ours, and the event about a batch."""
-        advance = AdvanceJob(self._job.id, self._owner, self._done + self._units(batch), self._total, "computing")
-        event = OutputsWritten(
-            identifier=self._listener.identifier, uuid=self._record.uuid, ids=list(batch.ids), errors=errors
-        )
-        return [advance, event.change(self._job.first, self._job.last)]
-
-    async def _tell(self, batch: Batch, errors: int) -> None:
-        """Commit progress and event after the outputs, which are taken back if they should not have been written."""
-        try:
-            await self._stores.metadata.commit(*self._changes(batch, errors))
-        except LeaseLostError:
-            await self._put_right(batch)
-            raise
-
-    async def _hold(self) -> None:
-        """Raise `LeaseLostError` unless the job is still ours: by its record, and, should we have slept since, by the clock.
-
-        A listener that was retired ends its work here: what has been dropped must not be made again and filled.
-        """
-        if self._batches > 1:
-            await self._record_if_needed()
-        mine = JobFilter(ids=[self._job.id], owner=self._owner, states=["running"])
-        if not await self._stores.metadata.jobs(mine):
-            raise LeaseLostError(f"job {self._job.id} was taken over by another worker, or cancelled")
-        self.lease.check()
-
-    async def _put_right(self, batch: Batch) -> None:
-        """Take back what was written after the lease was lost, as far as it is wrong.
-
-        Where outputs are one commit with the lease's condition there is nothing of the kind. Elsewhere an output cannot have
-        overwritten a newer one, but it may belong to a row that went meanwhile, or to a listener that did.
-        """
-        stores = self._stores
-        gone = not await stores.metadata.components(uuids=[self._record.uuid])
-        if self._output.datatype is not None:
-            async with stores.databackend.transaction() as tx:
-                if gone:
-                    await stores.databackend.drop_outputs(self._output, tx)
-                else:
-                    await stores.databackend.sweep(
-                        self._select, self._outputs, self._output, ids=list(batch.ids), tx=tx
-                    )
-
-    async def _look_again(self, batch: Batch) -> None:
-        """Delete the outputs of rows that went, or left the select, between being read and having their outputs written."""
-        changed = await self._stores.metadata.events(
-            batch.as_of, types=[RowsDeleted.__name__, RowsUpdated.__name__], topics=[self._state.root], limit=1
-        )
-        if changed and self._output.datatype is not None:
-            await self._sweep(batch.ids)
-
-    async def _sweep(self, ids: Sequence[Key] | None) -> None:
-        stores = self._stores
-        if self._output.datatype is None:
-            return
-        advance = AdvanceJob(self._job.id, self._owner, self._done, self._total, "sweeping")
-
-        async def attempt() -> list[Change]:
-            async with stores.databackend.transaction() as tx:
-                gone = await stores.databackend.sweep(self._select, self._outputs, self._output, ids=ids, tx=tx)
-                event = OutputsWritten(identifier=self._listener.identifier, uuid=self._record.uuid, ids=gone)
-                changes: list[Change] = [advance]
-                if gone:
-                    changes.append(event.change(self._job.first, self._job.last))
-                if stores.shared:
-                    await stores.metadata.commit(*changes, joining=tx)
-            return changes
-
-        changes = await stores.databackend.retrying(attempt)
-        if not stores.shared:
-            await stores.metadata.commit(*changes)
-
-    async def _advance(self, stage: str) -> None:
-        await self._stores.metadata.commit(AdvanceJob(self._job.id, self._owner, self._done, self._total, stage))
-
-
-class _RetiredError(Exception):
-    """A newer version has taken over."""
+            await self._writer.advance("computing")
+        await self._writer.look_again(batch)
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:
