@@ -311,7 +311,8 @@ class PostgreSQLDatabase(PooledDatabase):
         while True:
             with suppress(StoreError):
                 async with self._lease() as driver:
-                    heard = await self._listen(driver)
+                    with translated(translate, self.url):
+                        heard = await self._listen(driver)
                     wait = shortest
                     try:
                         yield ""

@@ -291,6 +291,28 @@ async def test_what_was_announced_is_heard_once_committed(database: PostgreSQLDa
     await other.aclose()
 
 
+async def test_a_connection_that_is_killed_as_it_begins_to_listen_is_replaced(
+    database: PostgreSQLDatabase, postgresql: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncpg
+
+    listen, killed = asyncpg.Connection.add_listener, 0
+
+    async def kill_and_listen(connection: Any, *how: Any) -> None:
+        nonlocal killed
+        if killed < 2:
+            killed += 1
+            await asyncio.to_thread(postgresql.run, f"SELECT pg_terminate_backend({connection.get_server_pid()})")
+        await listen(connection, *how)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", kill_and_listen)
+    async with asyncio.timeout(20), aclosing(database.changes()) as changes:  # type: ignore[type-var]
+        assert await anext(changes) == ""
+        await database.write(*database.announce("here"))
+        assert await anext(changes) == "here"
+    assert killed == 2
+
+
 async def test_silence_is_looked_into(database: PostgreSQLDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_SILENCE", 0.05)
     async with aclosing(database.changes()) as changes:  # type: ignore[type-var]
