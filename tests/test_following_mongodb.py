@@ -13,6 +13,7 @@ import pytest
 
 import asyncdl
 from asyncdl import Event, Listener, Model, codec
+from asyncdl.drivers import mongo_stream
 from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.errors import StoreError
 from asyncdl.metadata.changes import DeleteIntent, PutIntent
@@ -95,6 +96,13 @@ async def test_what_happened_while_nobody_followed_is_picked_up(url: str) -> Non
         theirs.update_one({"_id": 1}, {"$set": {"text": "abcdef"}})  # which reconciling could not see
         async with asyncdl.connect(url) as db:
             await until(db, {1: 6})
+
+
+async def test_closing_does_not_wait_for_changes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongo_stream, "_WAIT", 50_000)
+    async with asyncio.timeout(40):  # it would end after 50 s, or never
+        async with asyncdl.connect(url) as db:
+            await following(db)
 
 
 async def test_a_token_that_has_expired_leads_to_a_comparison(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ the same transaction is known for asyncdl's own, whichever process made it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from typing import Any, Literal
 
 from asyncdl import codec
 from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mongo_units import MARKS
+from asyncdl.drivers.mongo_calls import finished
+from asyncdl.drivers.mongo_units import MARKS, leave_mark
 from asyncdl.errors import ClosedError, StoreError, StoreTimeoutError, StoreUnavailableError
 
 _WAIT = 1000
@@ -94,8 +96,14 @@ async def changes(database: MongoDatabase, since: str | None) -> AsyncGenerator[
 
 
 async def _next(database: MongoDatabase, session: Any, cursor: int) -> Mapping[str, Any]:
-    more = {"getMore": cursor, "collection": "$cmd.aggregate", "maxTimeMS": _WAIT}
-    found: Mapping[str, Any] = (await _command(database, session, more))["cursor"]
+    command = {"getMore": cursor, "collection": "$cmd.aggregate", "maxTimeMS": _WAIT}
+    more = asyncio.ensure_future(_command(database, session, command))
+    try:
+        found: Mapping[str, Any] = (await asyncio.shield(more))["cursor"]
+    except asyncio.CancelledError:
+        # The server waits until something changes, and a thread with it, and so would whoever closes: so something does.
+        await finished(asyncio.gather(leave_mark(database), more, return_exceptions=True))
+        raise
     return found
 
 

@@ -153,10 +153,15 @@ async def open_gate(database: MongoDatabase, tx: MongoTransaction) -> None:
         collection, key = database.gate
         await database.find_and_update(collection, {"_id": key}, {"$inc": {"joined": 1}}, upsert=True, tx=tx)
     else:
-        from bson import ObjectId  # noqa: PLC0415 - the driver is imported when it is used
+        await leave_mark(database, tx)
 
-        mark = {"$set": {"by": "asyncdl"}, "$currentDate": {"at": True}}
-        await database.find_and_update(MARKS, {"_id": ObjectId()}, mark, upsert=True, tx=tx)
+
+async def leave_mark(database: MongoDatabase, tx: MongoTransaction | None = None) -> None:
+    """Write what says that it is asyncdl's, and wakes whoever waits for changes."""
+    from bson import ObjectId  # noqa: PLC0415 - the driver is imported when it is used
+
+    mark = {"$set": {"by": "asyncdl"}, "$currentDate": {"at": True}}
+    await database.find_and_update(MARKS, {"_id": ObjectId()}, mark, upsert=True, tx=tx)
 
 
 async def prepare_marks(database: MongoDatabase) -> None:
