@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -118,6 +118,13 @@ class SQLMetadataStore(MetadataStore):
         if not self._open:
             raise ClosedError(f"the metadata store {self.url} is not open")
 
+    def _of_ours(self, lock: str) -> str:
+        """Return the name of a lock: where a database has several schemas, others may hold a metadata store, too."""
+        return f"{lock} {self.identity}"
+
+    def _announced(self, topics: Iterable[Topic]) -> tuple[Statement, ...]:
+        return self.database.announce(" ".join([self.identity, self._name, *sorted(topics)]))
+
     async def _time(self) -> float:
         return float((await self.database.fetch(self.database.clock))[0][0])
 
@@ -137,16 +144,17 @@ class SQLMetadataStore(MetadataStore):
         appended: list[tuple[int, AppendEvent]] = []
         # One commit after the other where the database would let them run together: so conditions hold until the end, and
         # events become visible in the order of their numbers.
-        statements: list[Statement] = [*self.database.lock("commit")] if changes else []
+        statements: list[Statement] = [*self.database.lock(self._of_ours("commit"))] if changes else []
         if any(isinstance(each, MoveCursor) and each.seq < 0 for each in changes):
-            statements.extend(self.database.exclude(_GATES))  # claims under way end before a gate is closed
+            # Claims under way end before a gate is closed.
+            statements.extend(self.database.exclude(self._of_ours(_GATES)))
         for change in self.stamped(changes):
             if isinstance(change, AppendEvent):
                 appended.append((len(statements), change))
             statements.extend(self._changes.statements(change))
         topics = topics_of(changes)
         if changes:
-            statements.extend(self.database.announce(f"{self._name} {' '.join(sorted(topics))}"))
+            statements.extend(self._announced(topics))
         if joining is not None:
             outcomes = await joining.commit(*statements)
         else:
@@ -160,11 +168,11 @@ class SQLMetadataStore(MetadataStore):
     async def claim(self, *claims: ClaimJob) -> set[str]:
         """Begin those of some attempts whose conditions hold; beside the commits, where locked rows can be passed over."""
         self._check()
-        if not claims or not self.database.share(_GATES):
+        if not claims or not self.database.share(self._of_ours(_GATES)):
             return await super().claim(*claims)
         async with self.database.transaction() as tx:
             begun = await self.claim_within(tx, *claims)
-            await tx.commit(*self.database.announce(f"{self._name} anything") if begun else ())
+            await tx.commit(*self._announced(["anything"]) if begun else ())
         if begun:
             self._wakeup.wake(["anything"])
         return begun
@@ -175,7 +183,7 @@ class SQLMetadataStore(MetadataStore):
         It shares the lock that who closes a gate needs for itself, and takes it first. What it waits for then is nothing: so it
         stands in nobody's way for long, and cannot be part of a deadlock.
         """
-        tx.defer(*self.database.share(_GATES))
+        tx.defer(*self.database.share(self._of_ours(_GATES)))
         shut = await self._closed(tx, {claim.gate for claim in claims if claim.gate is not None})
         tries = {claim.id: claim for claim in claims if claim.gate not in shut}
         if not tries:
@@ -226,8 +234,8 @@ class SQLMetadataStore(MetadataStore):
     async def _watch(self) -> None:
         async with contextlib.aclosing(self.database.changes()) as changes:  # type: ignore[type-var]
             async for announced in changes:
-                name, *topics = announced.split() or [""]
-                if name != self._name:
+                identity, name, *topics = announced.split() or [self.identity, ""]  # nothing: it is not known what
+                if identity == self.identity and name != self._name:
                     self._wakeup.wake([each for each in TOPICS if each in topics] or TOPICS)
 
     # reading

@@ -77,3 +77,28 @@ async def test_waking_goes_on_when_the_listening_connection_was_killed(
         async with asyncio.timeout(5):
             await look(n)
     await other.aclose()
+
+
+async def test_stores_in_two_schemas_of_a_database_neither_wake_nor_hold_up_each_other(
+    postgresql: Server, store: SQLMetadataStore, tmp_path: Path
+) -> None:
+    same = SQLMetadataStore(PostgreSQLDatabase(postgresql.url(tmp_path)))
+    other = SQLMetadataStore(PostgreSQLDatabase(postgresql.url(tmp_path / "other")))
+    await same.open()
+    await other.open()
+    async with asyncio.timeout(60):
+        before = seen = await store.wait_for_commits(0)
+        await same.commit(event())
+        seen = await store.wait_for_commits(seen)  # from here on it listens
+        for _ in range(50):
+            await other.commit(event())
+        while await store.last_event() < 2:
+            await same.commit(event())  # is told of behind those
+            seen = await store.wait_for_commits(seen)
+        assert seen < before + 10
+        async with other.database.transaction() as tx:
+            tx.defer(*other.database.lock(f"commit {other.identity}"))
+            await tx.run()
+            await store.commit(event())
+    await same.aclose()
+    await other.aclose()
