@@ -17,6 +17,7 @@ from tests import mongodb
 from tests import mysql as mysql_server
 from tests import postgresql as postgresql_server
 from tests.dask_processes import Processes
+from tests.reporting import FailuresAtOnce, Hanging
 
 _OURS = ("asyncdl", "_connection_worker_thread")  # the second: a connection of aiosqlite
 _GRACE = 10.0
@@ -61,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = set(lacking[1:])
         config.hook.pytest_deselected(items=lacking[1:])
         items[:] = [each for each in items if each not in left_out]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # with xdist the workers' reports come to who started them
+        config.pluginmanager.register(FailuresAtOnce(config))
+    config.pluginmanager.register(Hanging(config))
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ async def test_a_smaller_number_never_becomes_visible_after_a_larger_one(uri: st
 
     async def slowly() -> None:
         async with store.database.transaction() as tx:
-            await tx.run(*store.database.lock("commit"), *store._changes.statements(event("slow")))
+            await tx.run(*store.database.lock(store._of_ours("commit")), *store._changes.statements(event("slow")))
             appended.set()
             await go_on.wait()
 
@@ -166,8 +166,9 @@ WAITING = {
 async def _until_one_waits_for_a_lock(store: SQLMetadataStore) -> None:
     """Wait until the server says so: what is held up then is held up by the transaction that is open."""
     look = WAITING[store.database.url.partition(":")[0]]
-    while not await store.database.fetch(look):
-        pass  # each look is a round trip
+    async with asyncio.timeout(60):
+        while not await store.database.fetch(look):
+            pass  # each look is a round trip
 
 
 @SQL_SERVERS
@@ -188,7 +189,7 @@ async def test_who_closes_a_gate_waits_for_a_claim_under_way_and_sees_it(store: 
 async def test_a_claim_waits_for_who_is_closing_a_gate_and_is_refused(store: SQLMetadataStore) -> None:
     await store.commit(PutJob(job("a")), PutJob(job("b")))
     async with store.database.transaction() as tx:
-        await tx.run(*store.database.exclude("gates"))  # as `commit` does
+        await tx.run(*store.database.exclude(store._of_ours("gates")))  # as `commit` does
         await tx.run(*store._changes.statements(MoveCursor("gate", -1, expected=0)))
         claims = ClaimJob("a", "me", 3.0, 9.0, gate="gate"), ClaimJob("b", "me", 3.0, 9.0, gate="of another")
         claiming = asyncio.create_task(store.claim(*claims))
@@ -202,7 +203,7 @@ async def test_a_claim_waits_for_who_is_closing_a_gate_and_is_refused(store: SQL
 async def test_claims_pass_over_what_others_are_claiming_and_wait_for_no_commit(store: SQLMetadataStore) -> None:
     await store.commit(PutJob(job("a")), PutJob(job("b")))
     async with store.database.transaction() as held, store.database.transaction() as tx:
-        await held.run(*store.database.lock("commit"))
+        await held.run(*store.database.lock(store._of_ours("commit")))
         assert await store.claim_within(tx, ClaimJob("a", "me", 3.0, 9.0)) == {"a"}
         both = [ClaimJob(each, "you", 3.0, 9.0) for each in "ab"]
         assert await asyncio.wait_for(store.claim(*both), 60) == {"b"}

@@ -97,7 +97,7 @@ async def test_stores_in_two_schemas_of_a_database_neither_wake_nor_hold_up_each
             seen = await store.wait_for_commits(seen)
         assert seen < before + 10
         async with other.database.transaction() as tx:
-            tx.defer(*other.database.lock(f"commit {other.identity}"))
+            tx.defer(*other.database.lock(other._of_ours("commit")))
             await tx.run()
             await store.commit(event())
     await same.aclose()
