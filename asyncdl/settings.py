@@ -73,7 +73,12 @@ class Settings(BaseSettings):
         True,
         description="Whether this process does the work that follows; without, another one must (`asyncdl worker`).",
     )
-    job_concurrency: int = Field(8, ge=1, description="Jobs at once in this process.")
+    job_concurrency: int = Field(
+        16,
+        ge=1,
+        description="Jobs at once in this process, of one listener half of them; of those for more than a few rows, "
+        "eight at most.",
+    )
     job_shard_rows: int = Field(
         100_000,
         ge=1,

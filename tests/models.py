@@ -75,6 +75,12 @@ def gated(x: int) -> int:
     return x
 
 
+async def gated_coroutine(x: int) -> int:
+    began.set()
+    await asyncio.to_thread(gate.wait, 60)
+    return x
+
+
 def gated_and_counted(x: int) -> int:
     calls[x] += 1
     return gated(x)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from asyncdl import codec
 from asyncdl.errors import (
     ComponentNotFoundError,
     ComponentNotReadyError,
@@ -25,8 +24,8 @@ from asyncdl.jobs.dropping import Dropping
 from asyncdl.jobs.endings import Endings
 from asyncdl.jobs.kinds import work_of
 from asyncdl.jobs.pausing import Pauses
-from asyncdl.jobs.planner import BACKFILL, REFRESH, TRAIN
-from asyncdl.jobs.shards import Shard
+from asyncdl.jobs.planner import REFRESH
+from asyncdl.jobs.room import Size, full, may_run, size_of
 from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, ClaimJob, FinishJob, RenewLeases
@@ -52,7 +51,7 @@ class RunnerOptions:
     Parameters
     ----------
     concurrency
-        Jobs at once in this process.
+        Jobs at once in this process; of long ones eight, at most.
     lease
         Seconds after which the jobs of a process that gave no sign of life are taken over.
     backoff
@@ -63,11 +62,21 @@ class RunnerOptions:
         Seconds that a job may wait for its first attempt.
     """
 
-    concurrency: int = 8
+    concurrency: int = 16
     lease: float = 30.0
     backoff: float = 1.0
     timeout: float | None = None
     deadline: float | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """A job that runs in this process, and what works on it, once that is made."""
+
+    job: JobRecord
+    size: Size
+    task: asyncio.Task[None]
+    work: Work | None = None
 
 
 class Runner:
@@ -79,14 +88,10 @@ class Runner:
         self._options = options
         self.owner = uuid.uuid4().hex
         self._endings = Endings(stores, self.owner, options.backoff, options.lease, dropping, pauses)
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._works: dict[str, Work] = {}
+        self._running: dict[str, _Running] = {}
         self._claiming = asyncio.Lock()
         """Held from before a claim is committed until the job is among those that run: a stop in between would miss it."""
         self._claims, self._fair = 0, 0.0
-        self._parts: dict[str, str | None] = {}
-        """The running jobs, with the backfill of which they are shards."""
-        self._trainings: set[str] = set()
         self._shut: set[str] = set()
         """The targets whose jobs could not be taken, as they are paused: they are claimed as others are."""
         self._group: asyncio.TaskGroup | None = None
@@ -164,7 +169,9 @@ class Runner:
         claimed = await self._claim_oldest(group, now)
         looked, limit = 0, free + len(self._running)
         while claimed < free and looked < limit <= _MOST_CLAIMABLE:
-            found = await self._stores.metadata.claimable(now, limit=limit)
+            found = await self._stores.metadata.claimable(
+                now, limit=limit, besides=full(self._sizes(), self._options.concurrency)
+            )
             claimed += await self._claim_among(found, group, now, free - claimed)
             # Fewer than asked for: these were all. Otherwise there may be others behind those that were passed over.
             looked, limit = (limit, 0) if len(found) < limit else (limit, limit * 4)
@@ -197,14 +204,19 @@ class Runner:
                 await self._pauses.put_aside(paused, stands, self.owner)
             rest = [job for job in rest if job not in chosen and job.target not in closed]
 
+    def _sizes(self) -> list[Size]:
+        return [each.size for each in self._running.values()]
+
     def _choose(self, jobs: Sequence[JobRecord], free: int) -> list[JobRecord]:
         """Return the first jobs that may run here beside each other, and beside those that do."""
         chosen: list[JobRecord] = []
+        beside = self._sizes()
         for job in jobs:
             if len(chosen) == free:
                 break
-            if job.id not in self._running and self._may_run(job, chosen):
+            if job.id not in self._running and may_run(size := size_of(job), beside, self._options.concurrency):
                 chosen.append(job)
+                beside.append(size)
         return chosen
 
     async def _claim_all(self, jobs: Sequence[JobRecord], group: asyncio.TaskGroup, now: float) -> set[str]:
@@ -221,10 +233,8 @@ class Runner:
 
     def _begin(self, job: JobRecord, group: asyncio.TaskGroup, now: float, until: float) -> None:
         mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
-        self._running[job.id] = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
-        self._parts[job.id] = _part(job)
-        if job.kind == TRAIN:
-            self._trainings.add(job.id)
+        task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
+        self._running[job.id] = _Running(mine, size_of(job), task)
         self._shut.discard(job.target)
         self._claims += 1
 
@@ -266,21 +276,12 @@ class Runner:
         due = job.state == "pending" and job.not_before <= now
         return due and job.kind == REFRESH and job.target not in self._shut
 
-    def _may_run(self, job: JobRecord, chosen: Sequence[JobRecord]) -> bool:
-        """Return whether a job may run here: of a backfill in shards one at a time, so that other processes get theirs."""
-        if job.kind == TRAIN:
-            trainings = len(self._trainings & self._running.keys()) + sum(each.kind == TRAIN for each in chosen)
-            if trainings >= max(1, self._options.concurrency // 2):
-                return False  # they take long, and others have work to do as well
-        part = _part(job)
-        return part is None or part not in {*self._parts.values(), *map(_part, chosen)}
-
     async def _attempt(self, job: JobRecord) -> None:
         """Run one attempt of a job to its end, whatever happens in it."""
         work: Work | None = None
         try:
             work = work_of(self._stores, job, self.owner)
-            self._works[job.id] = work
+            self._running[job.id].work = work
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             try:
@@ -303,10 +304,7 @@ class Runner:
             await self._endings.fail(job, work, error)
         finally:
             self._running.pop(job.id, None)
-            self._works.pop(job.id, None)
-            self._parts.pop(job.id, None)
             self._endings.under_way.discard(job.id)
-            self._trainings.discard(job.id)
             self._room.set()
             self._drained.set()
 
@@ -346,7 +344,7 @@ class Runner:
 
     async def _pause(self, ids: list[str]) -> None:
         """Have those jobs stop soon whose listeners are paused."""
-        works = [self._works[job] for job in ids if job in self._works]
+        works = self._works(ids)
         closed = await self._pauses.closed([work.target for work in works]) if works else {}
         for work in works:
             if work.target in closed:
@@ -368,16 +366,15 @@ class Runner:
         if ids:
             until = self._now() + self._options.lease
             await self._stores.metadata.commit(RenewLeases(ids, self.owner, until))
-            for work in filter(None, map(self._works.get, ids)):
+            for work in self._works(ids):
                 work.lease.until = until
+
+    def _works(self, ids: Sequence[str]) -> list[Work]:
+        running = filter(None, map(self._running.get, ids))
+        return [each.work for each in running if each.work is not None]
 
     def stop(self, job: str) -> None:
         """Ask a running job's task to stop now; its record says already that it was cancelled, or taken over."""
-        task = self._running.get(job)
-        if task is not None and job not in self._endings.under_way:
-            task.cancel()
-
-
-def _part(job: JobRecord) -> str | None:
-    shard = Shard.of_job(codec.loads(job.payload)) if job.kind == BACKFILL else None
-    return None if shard is None else shard.of
+        found = self._running.get(job)
+        if found is not None and job not in self._endings.under_way:
+            found.task.cancel()

@@ -188,8 +188,11 @@ class MetadataStore(ABC):
         """Return jobs, oldest first."""
 
     @abstractmethod
-    async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
-        """Return jobs that `ClaimJob` would take now, in the order they should be: by priority, then age."""
+    async def claimable(self, now: float, *, limit: int, besides: Collection[str] = ()) -> Sequence[JobRecord]:
+        """Return jobs that `ClaimJob` would take now, in the order they should be: by priority, then age.
+
+        ``besides``: none of these targets.
+        """
 
     async def claim(self, *claims: ClaimJob) -> set[str]:
         """Begin those of some attempts whose conditions hold, and return their jobs' ids: they do not depend on each other.

@@ -332,10 +332,12 @@ class MongoMetadataStore(MetadataStore):
             query["not_before"] = {"$lte": where.due}
         return await self._find("jobs", query, JobRecord, "id", sort=[("created", 1), ("_id", 1)], limit=where.limit)
 
-    async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
+    async def claimable(self, now: float, *, limit: int, besides: Collection[str] = ()) -> Sequence[JobRecord]:
         """Return jobs that could be claimed now."""
         due = {"state": "pending", "not_before": {"$lte": now}}
         where: Document = {"$or": [due, {"state": "running", "lease": {"$lte": now}}]}
+        if besides:
+            where["target"] = {"$nin": list(besides)}
         order = [("priority", -1), ("created", 1), ("_id", 1)]
         return await self._find("jobs", where, JobRecord, "id", sort=order, limit=limit)
 

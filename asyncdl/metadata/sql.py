@@ -400,14 +400,17 @@ class SQLMetadataStore(MetadataStore):
 
         return [JobRecord(*row) for row in await self._rows(f"jobs{'/'.join(values)}", build, values)]
 
-    async def claimable(self, now: float, *, limit: int) -> Sequence[JobRecord]:
+    async def claimable(self, now: float, *, limit: int, besides: Collection[str] = ()) -> Sequence[JobRecord]:
         """Return jobs that could be claimed now."""
+        others = _numbered("target", besides)
 
         def build() -> Any:
             order = (jobs.c.priority.desc(), jobs.c.created, jobs.c.id)
-            return select(jobs).where(claimable()).order_by(*order).limit(P("limit"))
+            query = select(jobs).where(claimable()).order_by(*order).limit(P("limit"))
+            return query.where(~_among(jobs.c.target, others)) if others else query
 
-        return [JobRecord(*row) for row in await self._rows("claimable", build, {"now": now, "limit": limit})]
+        found = await self._rows(f"claimable{len(others)}", build, {"now": now, "limit": limit, **others})
+        return [JobRecord(*row) for row in found]
 
     async def next_due(self, now: float) -> float | None:
         """Return when the next job becomes claimable by the passing of time."""

@@ -147,6 +147,20 @@ class JobTests(MetadataHooks):
             await store.commit(ClaimJob(each, "me", 60.5, 100.0))
         assert await order(60.5) == []
 
+    async def test_claimable_besides_those_of_some_targets(self, store: MetadataStore) -> None:
+        targets = {"a": "one", "b": "two", "c": "it's", "d": "one", "e": "two"}
+        await store.commit(
+            *(PutJob(job(each, created=float(n), target=target)) for n, (each, target) in enumerate(targets.items()))
+        )
+        for besides, expected in (
+            ([], "abcde"),
+            (["one"], "bce"),
+            (["one", "two", "nobody"], "c"),
+            ({"it's", "one", "two"}, ""),
+        ):
+            assert "".join(each.id for each in await store.claimable(9.0, limit=9, besides=besides)) == expected
+        assert [each.id for each in await store.claimable(9.0, limit=1, besides=["one"])] == ["b"]
+
     async def test_a_new_priority_counts_for_the_next_claim(self, store: MetadataStore) -> None:
         await store.commit(*(PutJob(job(each, created=float(n), priority=1)) for n, each in enumerate("abcd")))
         await store.commit(ClaimJob("d", "me", 1.0, 2.0))

@@ -34,6 +34,13 @@ async def begun(db) -> list[JobRecord]:
     return sorted((job for job in await db.jobs.list(limit=10_000) if job.started), key=lambda job: job.started)
 
 
+PAYLOAD = '{"ids": [%d], "since": 0}'
+
+
+async def uuid_of(db, listener) -> str:
+    return (await db.load("listener", listener)).uuid
+
+
 async def names(db) -> dict[str, str]:
     return {record.uuid: record.identifier for record in await db.metadata.components(type_id="listener")}
 
@@ -122,7 +129,7 @@ async def test_a_job_of_low_priority_has_its_turn_however_many_come_before_it(ur
         [low, high] = [
             next(uuid for uuid, name in (await names(db)).items() if name == each) for each in ("low", "high")
         ]
-        payload = '{"ids": [1], "since": 0}'
+        payload = PAYLOAD % 1
         made = [JobRecord("low", "refresh", low, payload, 1, 1, 1.0, priority=-490)]
         made += [JobRecord(f"high{n}", "refresh", high, payload, 1, 1, 2.0 + n, priority=510) for n in range(40)]
         held = [JobRecord(f"held{n}", "refresh", low, payload, 1, 1, 0.0, not_before=1e12) for n in range(40)]
@@ -137,6 +144,35 @@ async def test_a_job_of_low_priority_has_its_turn_however_many_come_before_it(ur
         assert order.index("low") <= 8
         assert order[:5] == [f"high{n}" for n in range(5)]
         assert len(order) == 41
+
+
+async def test_jobs_of_a_slow_model_leave_room_for_others_however_many_they_are(uris):
+    async with asyncdl.connect(**uris) as db:
+        await prepared(db, 0, quick=0)
+        await db.add(Table("others", {"id": "int64", "x": "int64"}))
+        slow = Listener("slow", model=Model("slow", models.gated_coroutine), key="x", select=db["others"], priority=5)
+        await db.add(slow, wait=True)
+    async with asyncdl.connect(**uris, worker=False) as db:
+        for n in range(20):  # each is a job
+            await db.execute(db["others"].insert({"id": n, "x": n}))
+            await db.metadata.commit(
+                PutJob(JobRecord(f"{n}", "refresh", await uuid_of(db, "slow"), PAYLOAD % n, 1, 1, 1.0))
+            )
+    models.gate.clear()
+    models.began.clear()
+    async with asyncdl.connect(**uris, job_concurrency=8) as db:
+        try:
+            await asyncio.to_thread(models.began.wait, 60)
+            written = await db.execute(db["numbers"].insert({"id": 1, "x": 1}))
+            await written.wait(60)  # behind all of those
+
+            async def half():
+                return len(await db.jobs.list(state="running")) == 4
+
+            await until(db, half)
+        finally:
+            models.gate.set()
+        await db.wait_idle(60)
 
 
 async def test_a_job_can_get_a_priority_of_its_own(uris):
