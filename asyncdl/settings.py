@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         description="Whether this process does the work that follows; without, another one must (`asyncdl worker`).",
     )
     job_concurrency: int = Field(
-        16,
+        64,
         ge=1,
         description="Jobs at once in this process, of one listener half of them; of those for more than a few rows, "
         "eight at most.",

@@ -103,7 +103,7 @@ class Streams:
         with send:
             try:
                 async with self._limits.turn(call):
-                    await self._yielded(function(given), send)
+                    await self._yielded(function(given), call.uuid, send)
             except anyio.BrokenResourceError:  # whoever iterated has left
                 pass
             except AsyncDLError:
@@ -116,18 +116,18 @@ class Streams:
                     f"{model} failed while it streamed: {failed.type}: {failed.message}\n{failed.traceback}"
                 ) from error
 
-    async def _yielded(self, pieces: Any, send: MemoryObjectSendStream[Any]) -> None:
+    async def _yielded(self, pieces: Any, model: str, send: MemoryObjectSendStream[Any]) -> None:
         if not inspect.isasyncgen(pieces):
-            await self._from_thread(pieces, send)
+            await self._from_thread(pieces, model, send)
             return
         async with aclosing(pieces):
             async for piece in pieces:
                 await send.send(piece)
 
-    async def _from_thread(self, pieces: Iterator[Any], send: MemoryObjectSendStream[Any]) -> None:
+    async def _from_thread(self, pieces: Iterator[Any], model: str, send: MemoryObjectSendStream[Any]) -> None:
         if self._threads is None:
             self._threads = Workers("asyncdl-stream", _THREADS, _NoStop)
-        async with self._threads.lease() as worker:
+        async with self._threads.lease(model) as worker:
             try:
                 while (piece := await worker.run(lambda _: next(pieces, _END))) is not _END:
                     await send.send(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 
 calls: Counter[object] = Counter()
@@ -110,6 +111,20 @@ async def fails_twice(x: int) -> int:
     if attempts[x] < 3:
         raise ValueError(f"attempt {attempts[x]} on {x}")
     return attempts[x]
+
+
+def how_many_together(texts: list[str]) -> list[int]:
+    time.sleep(0.05)
+    if "bad" in texts:
+        raise ValueError("bad")
+    return [len(texts)] * len(texts)
+
+
+async def how_many_together_coroutine(texts: list[str]) -> list[int]:
+    await asyncio.sleep(0.05)
+    if "bad" in texts:
+        raise ValueError("bad")
+    return [len(texts)] * len(texts)
 
 
 def batch_fails_on_negative(xs: list[int]) -> list[int]:

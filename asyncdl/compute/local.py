@@ -183,7 +183,7 @@ class _Running:
                 return run(function, task.call, task.inputs, stop)
 
         threads = self._long_threads if task.call.long else self._threads
-        async with threads.lease() as worker:
+        async with threads.lease(task.call.uuid) as worker:
             try:
                 return await in_time(threads, worker, work, task.call.timeout)
             except TimeoutError:
@@ -196,7 +196,7 @@ class _Running:
         call, inputs = task.call, task.inputs
         payload = await self._payloads.get(call)
         children = self._long_children if call.long else self._children
-        async with children.lease() as worker:
+        async with children.lease(call.uuid) as worker:
             # In two steps: starting an interpreter and importing the model's packages is not the batch's time.
             await worker.run(lambda child: child.load(call, payload))
             try:

@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from asyncdl.compute.turns import Turns
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -135,17 +137,24 @@ class Workers(Generic[R]):
     def __init__(self, name: str, size: int, resource: Callable[[], R]) -> None:
         self._name = name
         self._resource = resource
-        self._room = asyncio.Semaphore(size)
+        self._turns = Turns(size)
         self._all: set[Worker[R]] = set()
         self._idle: list[Worker[R]] = []
+        self._leased: dict[Worker[R], str] = {}
+        """The workers that are not free, with who has them; not those that were given up."""
         self._lost: set[Worker[R]] = set()
         self._hired = 0
 
     @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Worker[R]]:
-        """Wait, in line, for a free worker; it is free again when what it ran has come to its end."""
-        await self._room.acquire()
-        worker = self._idle.pop() if self._idle else self._hire()
+    async def lease(self, whose: str) -> AsyncIterator[Worker[R]]:
+        """Wait for a free worker, and one's turn; it is free again when what it ran has come to its end."""
+        await self._turns.take(whose)
+        try:
+            worker = self._idle.pop() if self._idle else self._hire()
+        except BaseException:  # no more threads are to be had
+            self._turns.give_back(whose)
+            raise
+        self._leased[worker] = whose
         try:
             yield worker
         finally:
@@ -155,7 +164,7 @@ class Workers(Generic[R]):
         """Replace a leased worker that does not come back, so that others need not wait for it."""
         if worker.busy and len(self._lost) < _MOST_LOST:
             self._lost.add(worker)
-            self._room.release()
+            self._turns.give_back(self._leased.pop(worker))
 
     def tell(self, work: Callable[[R], Any]) -> None:
         """Have all workers do something some time."""
@@ -195,7 +204,7 @@ class Workers(Generic[R]):
             worker.dismiss()
         else:
             self._idle.append(worker)
-            self._room.release()
+            self._turns.give_back(self._leased.pop(worker))
 
 
 async def in_time(workers: Workers[R], worker: Worker[R], work: Callable[[R], T], seconds: float | None) -> T:

@@ -11,7 +11,8 @@ SMALLEST, LARGEST = 16, 8192
 _FIRST = 256
 _TARGET, _MOVING = 0.1, 1.0
 """Seconds of the model's, and of reading and writing."""
-_BYTES = 32 * 1024 * 1024
+BYTES = 32 * 1024 * 1024
+"""Of the inputs of a batch, at most."""
 _QUICK = 0.02
 
 
@@ -62,7 +63,7 @@ class BatchSize:
     def weighed(self, weight: float) -> None:
         """Learn from what an average value of a batch weighs: it tells how many fit into the memory that one may take."""
         if weight:
-            self._ceiling = min(max(SMALLEST, min(LARGEST, int(_BYTES / weight))), self._most)
+            self._ceiling = min(max(SMALLEST, min(LARGEST, int(BYTES / weight))), self._most)
             self.size = min(self.size, self._ceiling)
 
 

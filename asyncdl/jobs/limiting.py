@@ -1,8 +1,9 @@
 """Compute, with the limits of models that hold in all processes together.
 
-Around whatever compute backend: what has no limit passes through. A coroutine model whose calls the backend counts itself is
-told how many it may have under way, and costs no more for each of them. Elsewhere the batches are counted. Calls with a rate
-limit go one by one, each when its time has come; their retries are calls like the others.
+Around whatever compute backend: what has no limit passes through, small batches of one model together (`asyncdl.jobs.gathering`).
+A coroutine model whose calls the backend counts itself is told how many it may have under way, and costs no more for each of
+them. Elsewhere the batches are counted. Calls with a rate limit go one by one, each when its time has come; their retries are
+calls like the others.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from asyncdl.compute.base import (
 )
 from asyncdl.compute.futures import TaskFuture
 from asyncdl.errors import ClosedError, StoreError
+from asyncdl.jobs.gathering import Gathering, gathers
 from asyncdl.jobs.rates import Rate
 from asyncdl.jobs.shares import Shares
 from asyncdl.metadata.base import MetadataStore
@@ -58,6 +60,7 @@ class LimitedCompute(ComputeBackend):
         self._rates: dict[str, Rate] = {}
         self._keeping: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._gathering = Gathering(self._start, lambda: inner.parallelism)
         self._closed = False
 
     async def open(self, loader: ModelLoader) -> None:
@@ -67,6 +70,7 @@ class LimitedCompute(ComputeBackend):
     async def aclose(self) -> None:
         """Close the backend, and let others have what this process was allowed."""
         self._closed = True
+        await self._gathering.aclose()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -83,6 +87,7 @@ class LimitedCompute(ComputeBackend):
 
     def forget(self, uuid: str) -> None:
         """Drop a model's object."""
+        self._gathering.forget(uuid)
         self.inner.forget(uuid)
 
     @property
@@ -105,6 +110,9 @@ class LimitedCompute(ComputeBackend):
 
     def submit(self, task: ModelTask) -> ComputeFuture:
         """Start a task as soon as there is room, and its model's limits allow it."""
+        return self._gathering.submit(task) if gathers(task) and not self._closed else self._start(task)
+
+    def _start(self, task: ModelTask) -> ComputeFuture:
         if task.call.at_most is None and task.call.rate_limit is None:
             return self.inner.submit(task)
         if self._closed:

@@ -62,7 +62,7 @@ class RunnerOptions:
         Seconds that a job may wait for its first attempt.
     """
 
-    concurrency: int = 16
+    concurrency: int = 64
     lease: float = 30.0
     backoff: float = 1.0
     timeout: float | None = None

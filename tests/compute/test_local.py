@@ -141,6 +141,22 @@ async def test_late_thread_fails_its_batch_and_does_not_starve_others(
     assert gate.calls == 6
 
 
+async def test_a_model_that_many_batches_wait_for_holds_up_no_other(models: Models) -> None:
+    backend, gate, order = LocalComputeBackend(threads=1), Gate(), []
+    await backend.open(models)
+    first = backend.submit(models.task(gate, [0], uuid="slow"))
+    await gate.reached()
+    slow = [backend.submit(models.task(order.append, ["slow"], uuid="slow")) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    quick = [backend.submit(models.task(order.append, ["quick"], uuid="quick")) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    gate.opens.set()
+    await asyncio.gather(first, *slow, *quick)
+    # "slow" gives its place back before the next one is called: so they hold as many, and who waits longer is next
+    assert order.index("quick") < 2, order
+    await backend.aclose()
+
+
 async def test_closing_leaves_a_stuck_thread_behind(models: Models, caplog: pytest.LogCaptureFixture) -> None:
     backend, gate = LocalComputeBackend(threads=1, grace=0.01), Gate()
     await backend.open(models)

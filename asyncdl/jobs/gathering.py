@@ -1,0 +1,225 @@
+"""Batches of a few rows that go to a model together.
+
+Rows that are inserted one at a time reach a model one at a time, also one that takes batches, and is many times as fast with
+them. Of each such model as many batches go out as are worth having under way at once; what comes meanwhile gathers, and goes
+out as one. So nobody waits while there is room, and under load a model gets the batches that it is best at. Servers of models
+call it dynamic batching.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask
+from asyncdl.errors import ModelError, WorkerLostError
+from asyncdl.jobs.batching import BYTES, BatchSize, weight_of
+
+_FEW = 64
+"""Inputs up to which a batch goes with others."""
+_MOST = 256
+"""Inputs that go together."""
+
+
+def gathers(task: ModelTask) -> bool:
+    """Return whether a batch may go with others: it is small, and what fails in it is taken row by row."""
+    return task.call.batch and task.call.one_by_one and task.errand is None and 0 < len(task.inputs) <= _FEW
+
+
+class Part(ComputeFuture):
+    """A batch that may go with others, and the future of its own outputs."""
+
+    def __init__(self, task: ModelTask) -> None:
+        self.task = task
+        self.weight = weight_of(task.inputs) * len(task.inputs)
+        self.answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self.joint: asyncio.Task[None] | None = None
+        """What it goes in, and with whom, once it does."""
+        self.others: Sequence[Part] = ()
+        self._begun = time.perf_counter()
+        self._ended: float | None = None
+        self.answer.add_done_callback(self._end)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return asyncio.shield(self.answer).__await__()
+
+    def cancel(self) -> bool:
+        """Take it out; what it is in is cancelled once nobody waits for that any more."""
+        if not self.answer.cancel():
+            return False
+        if self.joint is not None and all(each.done() for each in self.others):
+            self.joint.cancel()
+        return True
+
+    def done(self) -> bool:
+        """Return whether it has finished, failed or been cancelled."""
+        return self.answer.done()
+
+    @property
+    def took(self) -> float:
+        """The seconds from its making to its end, or so far."""
+        return (time.perf_counter() if self._ended is None else self._ended) - self._begun
+
+    def fail(self, error: Exception) -> None:
+        """Say why there are no outputs."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # whether anybody awaits it is the caller's affair: no warning
+
+    def _end(self, _: asyncio.Future[list[Any]]) -> None:
+        self._ended = time.perf_counter()
+
+
+@dataclass(eq=False)
+class _Lane:
+    """What goes to one model."""
+
+    size: BatchSize = field(default_factory=lambda: BatchSize(at_most=_MOST, first=_FEW))
+    waiting: list[Part] = field(default_factory=list)
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+    called: bool = False
+    """Whether it is about to be looked at."""
+
+    def take(self) -> list[Part]:
+        """Return the first batches that can go together: those of one call, as many as are good for the model."""
+        here = [each for each in self.waiting if not each.done()]
+        inputs = weight = 0.0
+        first = 0
+        for part in here:
+            inputs, weight = inputs + len(part.task.inputs), weight + part.weight
+            if first and (
+                part.task.call != here[0].task.call or inputs > self._most(here[0].task.call, weight / inputs)
+            ):
+                break
+            first += 1
+        self.waiting = here[first:]
+        return here[:first]
+
+    def _most(self, call: ModelCall, weight: float) -> float:
+        if _is_limited(call):  # then each call is dear, and how long it takes is not known
+            return min(_MOST, BYTES / max(weight, 1.0))
+        self.size.weighed(weight)
+        return self.size.size
+
+
+class Gathering:
+    """Submits batches, small ones together.
+
+    Parameters
+    ----------
+    submit
+        Starts a batch.
+    width
+        How many batches are worth having under way on threads, processes or workers at once.
+    """
+
+    def __init__(self, submit: Callable[[ModelTask], ComputeFuture], width: Callable[[], int]) -> None:
+        self._submit = submit
+        self._width = width
+        self._lanes: dict[str, _Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def submit(self, task: ModelTask) -> ComputeFuture:
+        """Start a batch, alone or with what else comes in this moment, or wait for others to end."""
+        part = Part(task)
+        lane = self._lanes.setdefault(task.call.uuid, _Lane())
+        lane.waiting.append(part)
+        self._call(lane)
+        return part
+
+    def forget(self, uuid: str) -> None:
+        """Drop what is known of a model."""
+        if uuid in self._lanes and not self._lanes[uuid].waiting:
+            del self._lanes[uuid]
+
+    async def aclose(self) -> None:
+        """Cancel all that waits, and all that is under way."""
+        for lane in self._lanes.values():
+            for part in lane.waiting:
+                part.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._lanes.clear()
+
+    def _call(self, lane: _Lane) -> None:
+        if not lane.called:
+            lane.called = True
+            asyncio.get_running_loop().call_soon(self._look, lane)
+
+    def _look(self, lane: _Lane) -> None:
+        """Send what waits, as long as there is room."""
+        lane.called = False
+        while lane.waiting and len(lane.running) < self._at_once(lane.waiting[0].task.call):
+            if parts := lane.take():
+                joint = self._spawn(self._run(lane, parts))
+                lane.running.add(joint)
+                joint.add_done_callback(lane.running.discard)
+                joint.add_done_callback(lambda _: self._call(lane))
+                joint.add_done_callback(partial(_cancel, parts))  # those of one that never began
+                for part in parts:
+                    part.joint, part.others = joint, parts
+
+    def _at_once(self, call: ModelCall) -> int:
+        most = call.max_concurrency if call.placement == "loop" else self._width()
+        if call.at_most is not None:
+            most = min(most, call.at_most)
+        if call.rate_limit is not None:
+            most = min(most, math.ceil(call.rate_limit))
+        return max(most, 1)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name="asyncdl: batches that go together")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self, lane: _Lane, parts: Sequence[Part]) -> None:
+        """Compute some batches as one, and give each its own outputs."""
+        inputs = [each for part in parts for each in part.task.inputs]
+        begun = time.perf_counter()
+        try:
+            outputs = iter(await self._compute(parts[0].task if len(parts) == 1 else _joined(parts, inputs)))
+        except (ModelError, WorkerLostError) as error:  # the whole batch's, but perhaps of one part's making
+            if len(parts) == 1:
+                parts[0].fail(error)
+            else:
+                await asyncio.gather(*(self._run(lane, [each]) for each in parts if not each.done()))
+        except Exception as error:  # nobody else would hear of it
+            for part in parts:
+                part.fail(error)
+        else:
+            if not _is_limited(parts[0].task.call):  # else that is not the model's time
+                lane.size.took(len(inputs), time.perf_counter() - begun)
+            for part in parts:
+                own = [next(outputs) for _ in part.task.inputs]
+                if not part.done():
+                    part.answer.set_result(own)
+
+    async def _compute(self, task: ModelTask) -> list[Any]:
+        future = self._submit(task)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+
+
+def _is_limited(call: ModelCall) -> bool:
+    return call.at_most is not None or call.rate_limit is not None
+
+
+def _cancel(parts: Sequence[Part], _: asyncio.Task[None]) -> None:
+    for part in parts:
+        part.cancel()
+
+
+def _joined(parts: Sequence[Part], inputs: list[Any]) -> ModelTask:
+    return replace(parts[0].task, key=f"asyncdl-{uuid4().hex}", inputs=inputs)
