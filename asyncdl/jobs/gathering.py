@@ -89,17 +89,21 @@ class _Lane:
     def take(self) -> list[Part]:
         """Return the first batches that can go together: those of one call, as many as are good for the model."""
         here = [each for each in self.waiting if not each.done()]
+        together: list[Part] = []
         inputs = weight = 0.0
-        first = 0
         for part in here:
+            call = here[0].task.call
             inputs, weight = inputs + len(part.task.inputs), weight + part.weight
-            if first and (
-                part.task.call != here[0].task.call or inputs > self._most(here[0].task.call, weight / inputs)
-            ):
+            if together and (part.task.call != call or inputs > self._most(call, weight / inputs)):
                 break
-            first += 1
-        self.waiting = here[first:]
-        return here[:first]
+            together.append(part)
+        self.waiting = here[len(together) :]
+        return together
+
+    def took(self, call: ModelCall, inputs: int, seconds: float) -> None:
+        """Learn from a batch, also from one that failed: perhaps it took too long."""
+        if not _is_limited(call):  # else most of that is not the model's time
+            self.size.took(inputs, seconds)
 
     def _most(self, call: ModelCall, weight: float) -> float:
         if _is_limited(call):  # then each call is dear, and how long it takes is not known
@@ -196,12 +200,12 @@ class Gathering:
             for part in parts:
                 part.fail(error)
         else:
-            if not _is_limited(parts[0].task.call):  # else that is not the model's time
-                lane.size.took(len(inputs), time.perf_counter() - begun)
             for part in parts:
                 own = [next(outputs) for _ in part.task.inputs]
                 if not part.done():
                     part.answer.set_result(own)
+        finally:
+            lane.took(parts[0].task.call, len(inputs), time.perf_counter() - begun)
 
     async def _compute(self, task: ModelTask) -> list[Any]:
         future = self._submit(task)

@@ -202,7 +202,10 @@ def test_what_goes_alone() -> None:
 async def test_rows_that_come_one_by_one_reach_a_busy_model_together(tmp_path, on) -> None:
     function = models.how_many_together_coroutine if on == "loop" else models.how_many_together
     options = {"max_concurrency": 1} if on == "loop" else {"on": on}
-    uris = {"databackend": f"sqlite:///{tmp_path / 'app.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    uris = {
+        "databackend": f"sqlite:///{tmp_path / 'app.db'}",
+        "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
+    }
     async with asyncdl.connect(**uris, threads=1, processes=1) as db:
         await db.add(Table("texts", {"id": "int64", "text": "string"}))
         model = Model("together", function, batch=True, **options)
