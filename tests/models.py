@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 calls: Counter[object] = Counter()
 """What `counted` was called with, in this process."""
@@ -113,18 +114,14 @@ async def fails_twice(x: int) -> int:
     return attempts[x]
 
 
-def how_many_together(texts: list[str]) -> list[int]:
-    time.sleep(0.05)
-    if "bad" in texts:
-        raise ValueError("bad")
-    return [len(texts)] * len(texts)
+def how_many_together(gates: list[str]) -> list[int]:
+    while not Path(gates[0]).exists():
+        time.sleep(0.01)
+    return [len(gates)] * len(gates)
 
 
-async def how_many_together_coroutine(texts: list[str]) -> list[int]:
-    await asyncio.sleep(0.05)
-    if "bad" in texts:
-        raise ValueError("bad")
-    return [len(texts)] * len(texts)
+async def how_many_together_coroutine(gates: list[str]) -> list[int]:
+    return await asyncio.to_thread(how_many_together, gates)
 
 
 def batch_fails_on_negative(xs: list[int]) -> list[int]:

@@ -202,6 +202,7 @@ def test_what_goes_alone() -> None:
 async def test_rows_that_come_one_by_one_reach_a_busy_model_together(tmp_path, on) -> None:
     function = models.how_many_together_coroutine if on == "loop" else models.how_many_together
     options = {"max_concurrency": 1} if on == "loop" else {"on": on}
+    gate = tmp_path / "gate"
     uris = {
         "databackend": f"sqlite:///{tmp_path / 'app.db'}",
         "artifact_store": f"filesystem://{tmp_path / 'artifacts'}",
@@ -211,10 +212,10 @@ async def test_rows_that_come_one_by_one_reach_a_busy_model_together(tmp_path, o
         model = Model("together", function, batch=True, **options)
         await db.add(Listener("together", model=model, key="text", select=db["texts"]), wait=True)
         for n in range(40):
-            await db.execute(db["texts"].insert({"id": n, "text": "bad" if n == 20 else "good"}))
+            await db.execute(db["texts"].insert({"id": n, "text": str(gate)}))
+        gate.touch()  # until here the first ones were being computed
         await db.wait_idle(60)
         outputs = dict(await rows_of(db, db["texts"].outputs("together").select("id", "together")))
-        assert sorted(outputs) == [n for n in range(40) if n != 20]
-        assert max(outputs.values()) > 1
-        [(key, error)] = await db.errors("together")
-        assert (key, error.message) == (20, "bad")
+        assert sorted(outputs) == list(range(40))
+        calls = sum(1 / each for each in outputs.values())
+        assert calls < 20, outputs
