@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from asyncdl import codec
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.metadata.changes import DeleteIntent, PutIntent
 from asyncdl.metadata.records import IntentRecord
 
+_UNDER_WAY: WeakValueDictionary[str, Intents] = WeakValueDictionary()
+"""The intents whose deeds are under way in this process, by id, with who is at them: of several datalayers in one process none
+takes what another is at for left by the dead, and all may take what one left that is no more."""
 _ABROAD = 3600.0
 """Seconds for which a process on another machine, which we cannot see, is taken to be alive."""
 
@@ -27,7 +31,6 @@ class Intents:
 
     def __init__(self, metadata: MetadataStore) -> None:
         self._metadata = metadata
-        self._mine: set[str] = set()
         self.left = asyncio.Event()
         """Set when a deed of this process failed, or was left: there is something to recover."""
 
@@ -42,7 +45,7 @@ class Intents:
             owner=_this_process(),
             created=self._metadata.clock.now(),
         )
-        self._mine.add(record.id)
+        _UNDER_WAY[record.id] = self
         return PutIntent(record), DeleteIntent(record.id)
 
     async def announce(self, kind: str, **details: Any) -> DeleteIntent:
@@ -57,7 +60,7 @@ class Intents:
 
     def leave(self, intent: DeleteIntent) -> None:
         """Leave a deed that is not complete yet to recovery."""
-        self._mine.discard(intent.id)
+        _UNDER_WAY.pop(intent.id, None)
         self.left.set()
 
     @contextmanager
@@ -68,7 +71,7 @@ class Intents:
         except BaseException:
             self.leave(intent)
             raise
-        self._mine.discard(intent.id)
+        _UNDER_WAY.pop(intent.id, None)
 
     async def read(self, kind: str) -> list[tuple[IntentRecord, dict[str, Any], bool]]:
         """Return the intents of a kind, with their details, and whether who announced it is still at it."""
@@ -82,7 +85,7 @@ class Intents:
     def _alive(self, record: IntentRecord) -> bool:
         host, pid, started = record.owner.split("\n")
         if record.owner == _this_process():
-            return record.id in self._mine
+            return record.id in _UNDER_WAY
         if host != platform.node():
             return self._metadata.clock.now() - record.created < _ABROAD
         return _started(int(pid)) == started

@@ -20,8 +20,9 @@ from asyncdl import Application, Datalayer, Listener, Model
 from tests.proof.notes import notes_of
 
 SETTINGS = {"job_lease": 10.0, "job_backoff": 0.05, "threads": 1, "progress": False}
-KILLED = {**SETTINGS, "job_lease": 0.5}
-"""Of the process that is killed: what it was at is taken over after so many seconds."""
+KILLED = {**SETTINGS, "job_lease": 1.0}
+"""Of the process that is killed: what it was at is taken over after so many seconds. A server must have done by then what it was
+asked to last, however busy the machine; some of the servers do not hold that against the lease."""
 WRITERS = 3
 NAMES = ("l0", "l1", "l2")
 

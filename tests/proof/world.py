@@ -21,7 +21,7 @@ from asyncdl.testing.faults import Fault, Faults, faulty
 from tests.proof.crashing import plus, words
 from tests.proof.notes import Notes, notes_of, nothing_is_left_over
 
-SETTINGS = {"job_lease": 1.0, "job_backoff": 0.01, "threads": 1, "progress": False}
+SETTINGS = {"job_lease": 2.0, "job_backoff": 0.01, "threads": 1, "progress": False}
 PATIENCE = 60.0
 WORDS = "words"
 """The listener whose model returns a list for each row; the others' add a number to the text's length."""
