@@ -244,8 +244,8 @@ class Installer:
         changes += announced
         listeners = [record for record in records if record.type_id == "listener"]
 
-        async def commit(tx: Any) -> bool:
-            await self._metadata.commit(*changes, joining=tx)
+        async def commit(tx: Any, dropping: Sequence[Change]) -> bool:
+            await self._metadata.commit(*changes, *dropping, joining=tx)
             return True
 
         await self._dropping.drop(listeners, commit)

@@ -82,9 +82,13 @@ class Intents:
                 found.append((record, details, self._alive(record)))
         return found
 
+    def is_ours(self, record: IntentRecord) -> bool:
+        """Return whether it was announced in this process."""
+        return record.owner == _this_process()
+
     def _alive(self, record: IntentRecord) -> bool:
         host, pid, started = record.owner.split("\n")
-        if record.owner == _this_process():
+        if self.is_ours(record):
             return record.id in _UNDER_WAY
         if host != platform.node():
             return self._metadata.clock.now() - record.created < _ABROAD

@@ -1,9 +1,10 @@
 """Dropping output tables that nobody reads any more.
 
 Where rows and records are one database, and tables are dropped in transactions, this is one commit with what makes them
-useless. Elsewhere the tables go after that commit, and an intent before it tells others of them, should this process die in
-between. A job of such a listener that is under way then, here or in another process, may make its table again by writing to
-it: so the intent stays until no such job writes any more, and the tables are dropped once more.
+useless. Elsewhere the tables go after that commit, and an intent in it tells others of them, should this process die then. A job
+of such a listener that is under way, here or in another process, may make its table again by writing to it: so the intent stays
+until no such job writes any more, and the tables are dropped once more. So it does for a while when a process has died, whose
+last words a server that is busy may still have before it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from asyncdl.errors import ConflictError
 from asyncdl.intents import Intents
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import JobFilter
-from asyncdl.metadata.changes import DeleteIntent
-from asyncdl.metadata.records import UNFINISHED, ComponentRecord
+from asyncdl.metadata.changes import Change, DeleteIntent
+from asyncdl.metadata.records import UNFINISHED, ComponentRecord, IntentRecord
 
 _DROPPING = "dropping outputs"
 _LOOK = 0.5
 """Seconds from one look at whether jobs still write to the next."""
+_LAST_WORDS = 2.0
+"""Seconds for which a server may take to do what it was asked by a process that has died."""
 
 
 async def announce_dropping(intents: Intents, tables: Sequence[OutputTable], **writing: Any) -> DeleteIntent:
@@ -52,7 +55,9 @@ class Dropping:
         self._intents = intents
         self._lease = lease
 
-    async def drop(self, listeners: Sequence[ComponentRecord], commit: Callable[[Any], Awaitable[bool]]) -> None:
+    async def drop(
+        self, listeners: Sequence[ComponentRecord], commit: Callable[[Any, Sequence[Change]], Awaitable[bool]]
+    ) -> None:
         """Commit, and drop the output tables of listeners.
 
         Parameters
@@ -60,28 +65,33 @@ class Dropping:
         listeners
             Their records, from before the commit that retires or removes them.
         commit
-            Commits, in the transaction that it is given unless that is None; returns False if it did not, after all, and the
-            tables are to stay.
+            Commits, with the changes that it is given, and in the transaction unless that is None; returns False if it did not,
+            after all, and the tables are to stay.
         """
         tables = [ListenerState.loads(each.state).output for each in listeners]
         if not tables:
-            await commit(None)
-        elif self._stores.shared and self._stores.databackend.tables_with_rows:
+            await commit(None, ())
+        elif self._atomic:
             async with self._stores.databackend.transaction() as tx:
                 for table in tables:
                     await self._stores.databackend.drop_outputs(table, tx)
-                await commit(tx)
+                await commit(tx, ())
         else:
             writing = await self._writing([each.uuid for each in listeners])
-            intent = await announce_dropping(self._intents, tables, **writing)
-            with self._intents.settling(intent):
-                committed = await commit(None)
-                if committed:
-                    await self._drop(tables)
-                if not committed or not await self._is_written(writing):
-                    await self._withdraw(intent)
+            put, done = self._intents.draft(_DROPPING, tables=[asdict(table) for table in tables], **writing)
+            with self._intents.settling(done):
+                if not await commit(None, [put]):
                     return
-            self._intents.leave(intent)
+                await self._drop(tables)
+                if not await self._is_written(writing):
+                    await self._withdraw(done)
+                    return
+            self._intents.leave(done)
+
+    @property
+    def _atomic(self) -> bool:
+        """Whether tables are dropped, and made, in one commit with the records."""
+        return self._stores.shared and self._stores.databackend.tables_with_rows
 
     async def recover(self) -> float | None:
         """Drop what processes that died left, unless a listener still has it, and once more what jobs still wrote to.
@@ -94,7 +104,7 @@ class Dropping:
         again = None
         for record, details, alive in await self._intents.read(_DROPPING):
             if not alive:
-                written = await self._is_written(details)
+                written = self._is_speaking(record) or await self._is_written(details)
                 used = {
                     ListenerState.loads(each.state).output.name
                     for each in await self._stores.metadata.components(type_id="listener")
@@ -123,6 +133,11 @@ class Dropping:
                 return True
         cancelled = JobFilter(ids=writing.get("jobs", ()), states=["cancelled"], limit=1)
         return bool(cancelled.ids and self._stores.metadata.clock.now() < writing["until"] and await find(cancelled))
+
+    def _is_speaking(self, record: IntentRecord) -> bool:
+        """Return whether the database may still do what a process that has died asked for."""
+        died = not self._atomic and not self._intents.is_ours(record)
+        return died and self._stores.metadata.clock.now() < record.created + _LAST_WORDS
 
     async def _drop(self, tables: Sequence[OutputTable]) -> None:
         async with self._stores.databackend.transaction() as tx:

@@ -87,7 +87,9 @@ class Endings:
         ]
         self.under_way.add(job.id)
         try:
-            await self._dropping.drop(conclusion.retired, lambda tx: self._commit(*changes, joining=tx))
+            await self._dropping.drop(
+                conclusion.retired, lambda tx, announced: self._commit(*changes, *announced, joining=tx)
+            )
         except ConflictError:  # it is concluded again, and may be stopped before
             self.under_way.discard(job.id)
             raise
