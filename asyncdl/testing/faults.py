@@ -127,10 +127,8 @@ def faulty(store: S, faults: Faults) -> S:
         found = inspect.getattr_static(kind, name)
         if name.startswith("_"):
             continue
-        if callable(found):
-            members[name] = _method(name, f"{role}.{name}", found)
-        elif isinstance(found, property):
-            members[name] = _property(name)
+        # what is no method is the given store's: the base's own would hide it
+        members[name] = _method(name, f"{role}.{name}", found) if callable(found) else _property(name)
     made: Any = type(f"Faulty{kind.__name__}", (_Faulty, base), members)
     wrapped: Any = object.__new__(made)
     wrapped._inner, wrapped._faults = store, faults

@@ -22,6 +22,9 @@ import pytest
 import asyncdl
 from asyncdl import Datalayer, Listener, Model
 from asyncdl.compute.local import LocalComputeBackend
+from asyncdl.databackend.mongo import MongoDataBackend
+from asyncdl.datatypes import Datatypes
+from asyncdl.drivers.mongo import MongoDatabase
 from asyncdl.errors import AsyncDLError
 from asyncdl.testing.faults import FAULTS, Fault, Faults, faulty
 from tests.places import stores_of
@@ -156,6 +159,14 @@ async def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
             return uris
 
         yield make
+
+
+def test_a_store_with_faults_has_the_abilities_of_the_one_given() -> None:
+    given = MongoDataBackend(MongoDatabase("mongodb://127.0.0.1/app"), Datatypes())
+    wrapped = faulty(given, Faults())
+    assert not given.tables_with_rows  # as others do: so it could be the base's
+    assert wrapped.tables_with_rows == given.tables_with_rows
+    assert (wrapped.language, wrapped.atomic, wrapped.url) == (given.language, given.atomic, given.url)
 
 
 ALL = os.environ.get("ASYNCDL_FAULTS") == "all"
