@@ -162,7 +162,7 @@ async def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 def test_a_store_with_faults_has_the_abilities_of_the_one_given() -> None:
-    given = MongoDataBackend(MongoDatabase("mongodb://127.0.0.1/app"), Datatypes())
+    given = MongoDataBackend(MongoDatabase("mongodb://127.0.0.1/app"), Datatypes(allow_pickle=False))
     wrapped = faulty(given, Faults())
     assert not given.tables_with_rows  # as others do: so it could be the base's
     assert wrapped.tables_with_rows == given.tables_with_rows
