@@ -167,7 +167,7 @@ class Gathering:
                 lane.running.add(joint)
                 joint.add_done_callback(lane.running.discard)
                 joint.add_done_callback(lambda _: self._call(lane))
-                joint.add_done_callback(partial(_cancel, parts))  # those of one that never began
+                joint.add_done_callback(partial(_end, parts))
                 for part in parts:
                     part.joint, part.others = joint, parts
 
@@ -220,9 +220,14 @@ def _is_limited(call: ModelCall) -> bool:
     return call.at_most is not None or call.rate_limit is not None
 
 
-def _cancel(parts: Sequence[Part], _: asyncio.Task[None]) -> None:
+def _end(parts: Sequence[Part], joint: asyncio.Task[None]) -> None:
+    """Leave none waiting: of a joint batch that was cancelled, perhaps before it began, or failed where it should not."""
+    error = None if joint.cancelled() else joint.exception()
     for part in parts:
-        part.cancel()
+        if isinstance(error, Exception):
+            part.fail(error)
+        else:
+            part.cancel()
 
 
 def _joined(parts: Sequence[Part], inputs: list[Any]) -> ModelTask:
