@@ -17,6 +17,7 @@ from uuid import uuid4
 from asyncdl.components.model import Model, Signature
 from asyncdl.components.registry import not_ready
 from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, RowError
+from asyncdl.compute.futures import completed
 from asyncdl.errors import ClosedError, ComponentNotFoundError, ComponentNotReadyError, ModelError, WorkerLostError
 from asyncdl.jobs.work import Stores
 
@@ -140,7 +141,7 @@ class Predictor:
 
     async def _compute(self, asked: _Asked, batch: list[Any]) -> list[Any]:
         _, call = await self._find(asked)
-        return await _outputs(self._submit(call, batch))
+        return await completed(self._submit(call, batch))
 
     def _submit(self, call: ModelCall, inputs: list[Any]) -> ComputeFuture:
         return self._stores.compute.submit(ModelTask(f"asyncdl-predict-{uuid4().hex}", call, inputs))
@@ -192,7 +193,7 @@ class Predictor:
             future = self._submit(call, [each.input for each in callers])
             for each in callers:
                 each.batch = future, callers
-            for caller, output in zip(callers, await _outputs(future), strict=True):
+            for caller, output in zip(callers, await completed(future), strict=True):
                 _tell(caller, model, output)
         except (ModelError, WorkerLostError) as error:  # the whole batch's, but perhaps of one input's making
             if len(callers) == 1:
@@ -206,15 +207,6 @@ class Predictor:
 
 def _asked(model: str | Model, signature: Signature) -> _Asked:
     return (model.uuid, model.identifier, signature) if isinstance(model, Model) else (None, model, signature)
-
-
-async def _outputs(future: ComputeFuture) -> list[Any]:
-    """Wait for a batch; it is cancelled with its waiter."""
-    try:
-        return await future
-    except asyncio.CancelledError:
-        future.cancel()
-        raise
 
 
 def _tell(caller: _Caller, model: Model, output: Any) -> None:

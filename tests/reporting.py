@@ -63,11 +63,9 @@ class Hanging:
 
     def _tell(self, test: str) -> None:
         print(f"\n{test} hangs:", file=self._stderr, flush=True)
-        self._stderr.flush()
         faulthandler.dump_traceback(self._stderr)  # a hundred threads of them, at most
         for each in gc.get_objects():
-            if (
-                issubclass(type(each), asyncio.Task) and not each.done()
-            ):  # isinstance would ask proxies of dead objects, too
+            # isinstance would ask proxies of dead objects, too
+            if issubclass(type(each), asyncio.Task) and not each.done():
                 each.print_stack(file=self._stderr)
         self._stderr.flush()

@@ -15,27 +15,16 @@ from asyncdl.errors import ModelError
 T = TypeVar("T")
 
 
-class TaskFuture(ComputeFuture):
-    """The future of a batch that an asyncio task sees to."""
+class Answered(ComputeFuture):
+    """A future whose outputs are put into ``result``, by whoever computes them."""
 
-    def __init__(self, task: asyncio.Task[list[Any]]) -> None:
-        # A future of its own beside the task: a cancellation holds at once, even if a model's code will not hear of it.
+    def __init__(self) -> None:
         self.result: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._task = task
         self._begun = time.perf_counter()
         self._ended: float | None = None
-        task.add_done_callback(self._finished)
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return asyncio.shield(self.result).__await__()
-
-    def cancel(self) -> bool:
-        """Cancel the task; return whether the batch had not finished."""
-        if self.result.done():
-            return False
-        self.result.cancel()
-        self._task.cancel()
-        return True
 
     def done(self) -> bool:
         """Return whether it has finished, failed or been cancelled."""
@@ -46,6 +35,39 @@ class TaskFuture(ComputeFuture):
         """The seconds from its making to its end, or so far."""
         return (time.perf_counter() if self._ended is None else self._ended) - self._begun
 
+    def fail(self, error: BaseException) -> None:
+        """Say why there are no outputs."""
+        if not self.result.done():
+            self.result.set_exception(error)
+            self.result.exception()  # whether anybody awaits it is the caller's affair: no warning
+
+
+async def completed(future: ComputeFuture) -> list[Any]:
+    """Wait for a batch; it is cancelled with its waiter."""
+    try:
+        return await future
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+
+
+class TaskFuture(Answered):
+    """The future of a batch that an asyncio task sees to."""
+
+    def __init__(self, task: asyncio.Task[list[Any]]) -> None:
+        # A future of its own beside the task: a cancellation holds at once, even if a model's code will not hear of it.
+        super().__init__()
+        self._task = task
+        task.add_done_callback(self._finished)
+
+    def cancel(self) -> bool:
+        """Cancel the task; return whether the batch had not finished."""
+        if self.result.done():
+            return False
+        self.result.cancel()
+        self._task.cancel()
+        return True
+
     def _finished(self, task: asyncio.Task[list[Any]]) -> None:
         self._ended = time.perf_counter()
         error = None if task.cancelled() else task.exception()
@@ -54,8 +76,7 @@ class TaskFuture(ComputeFuture):
         if task.cancelled():
             self.result.cancel()
         elif error is not None:
-            self.result.set_exception(error)
-            self.result.exception()  # whether anybody awaits it is the caller's affair: no warning
+            self.fail(error)
         else:
             self.result.set_result(task.result())
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask
+from asyncdl.compute.futures import Answered, completed
 from asyncdl.errors import ModelError, WorkerLostError
 from asyncdl.jobs.batching import BYTES, BatchSize, weight_of
 
@@ -32,45 +33,25 @@ def gathers(task: ModelTask) -> bool:
     return task.call.batch and task.call.one_by_one and task.errand is None and 0 < len(task.inputs) <= _FEW
 
 
-class Part(ComputeFuture):
+class Part(Answered):
     """A batch that may go with others, and the future of its own outputs."""
 
     def __init__(self, task: ModelTask) -> None:
+        super().__init__()
         self.task = task
         self.weight = weight_of(task.inputs) * len(task.inputs)
-        self.answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self.joint: asyncio.Task[None] | None = None
         """What it goes in, and with whom, once it does."""
         self.others: Sequence[Part] = ()
-        self._begun = time.perf_counter()
-        self._ended: float | None = None
-        self.answer.add_done_callback(self._end)
-
-    def __await__(self) -> Generator[Any, None, list[Any]]:
-        return asyncio.shield(self.answer).__await__()
+        self.result.add_done_callback(self._end)
 
     def cancel(self) -> bool:
         """Take it out; what it is in is cancelled once nobody waits for that any more."""
-        if not self.answer.cancel():
+        if not self.result.cancel():
             return False
         if self.joint is not None and all(each.done() for each in self.others):
             self.joint.cancel()
         return True
-
-    def done(self) -> bool:
-        """Return whether it has finished, failed or been cancelled."""
-        return self.answer.done()
-
-    @property
-    def took(self) -> float:
-        """The seconds from its making to its end, or so far."""
-        return (time.perf_counter() if self._ended is None else self._ended) - self._begun
-
-    def fail(self, error: Exception) -> None:
-        """Say why there are no outputs."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            self.answer.exception()  # whether anybody awaits it is the caller's affair: no warning
 
     def _end(self, _: asyncio.Future[list[Any]]) -> None:
         self._ended = time.perf_counter()
@@ -190,7 +171,8 @@ class Gathering:
         inputs = [each for part in parts for each in part.task.inputs]
         begun = time.perf_counter()
         try:
-            outputs = iter(await self._compute(parts[0].task if len(parts) == 1 else _joined(parts, inputs)))
+            task = parts[0].task if len(parts) == 1 else _joined(parts, inputs)
+            outputs = iter(await completed(self._submit(task)))
         except (ModelError, WorkerLostError) as error:  # the whole batch's, but perhaps of one part's making
             if len(parts) == 1:
                 parts[0].fail(error)
@@ -203,17 +185,9 @@ class Gathering:
             for part in parts:
                 own = [next(outputs) for _ in part.task.inputs]
                 if not part.done():
-                    part.answer.set_result(own)
+                    part.result.set_result(own)
         finally:
             lane.took(parts[0].task.call, len(inputs), time.perf_counter() - begun)
-
-    async def _compute(self, task: ModelTask) -> list[Any]:
-        future = self._submit(task)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
 
 
 def _is_limited(call: ModelCall) -> bool:

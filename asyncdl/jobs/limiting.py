@@ -26,7 +26,7 @@ from asyncdl.compute.base import (
     Placement,
     RowError,
 )
-from asyncdl.compute.futures import TaskFuture
+from asyncdl.compute.futures import TaskFuture, completed
 from asyncdl.errors import ClosedError, StoreError
 from asyncdl.jobs.gathering import Gathering, gathers
 from asyncdl.jobs.rates import Rate
@@ -154,12 +154,7 @@ class LimitedCompute(ComputeBackend):
             return await self._compute(replace(task, call=call))
 
     async def _compute(self, task: ModelTask) -> list[Any]:
-        future = self.inner.submit(task)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
+        return await completed(self.inner.submit(task))
 
     # limits on calls at once
 

@@ -73,7 +73,6 @@ class RunnerOptions:
 class _Running:
     """A job that runs in this process, and what works on it, once that is made."""
 
-    job: JobRecord
     size: Size
     task: asyncio.Task[None]
     work: Work | None = None
@@ -234,7 +233,7 @@ class Runner:
     def _begin(self, job: JobRecord, group: asyncio.TaskGroup, now: float, until: float) -> None:
         mine = replace(job, state="running", owner=self.owner, lease=until, attempts=job.attempts + 1, started=now)
         task = group.create_task(self._attempt(mine), name=f"asyncdl: job {job.id}")
-        self._running[job.id] = _Running(mine, size_of(job), task)
+        self._running[job.id] = _Running(size_of(job), task)
         self._shut.discard(job.target)
         self._claims += 1
 
