@@ -29,10 +29,10 @@ class ArtifactLeases:
         self._intents = intents
 
     @asynccontextmanager
-    async def held(self, hashes: Collection[str]) -> AsyncIterator[list[Change]]:
+    async def held(self, hashes: Collection[str]) -> AsyncIterator[list[DeleteIntent]]:
         """Hold artifacts, there or still to be written, until the changes yielded are committed.
 
-        If the block fails, `recover` deletes what it wrote and nothing refers to.
+        If the block fails, or gives them up (`Intents.leave`), `recover` deletes what it wrote and nothing refers to.
         """
         if not hashes:
             yield []

@@ -1,11 +1,18 @@
-"""Installing: `add`, `replace` and `remove`, each one commit."""
+"""Installing: `add`, `replace` and `remove`, each one commit.
+
+What such a commit does follows from what is installed: which version is the newest, and what uses it. So one is made after the
+other: a cursor counts them, and each is on condition that it still stands where it stood before the first look. Of two that
+meet, in whatever process, one is put together again. Else a listener could be added on a model in the moment in which another
+takes its place, and stay on the old one for ever.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +32,14 @@ from asyncdl.events.types import ComponentAdded, ComponentRemoved
 from asyncdl.jobs.dropping import Dropping, announce_dropping
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.base import JobFilter
-from asyncdl.metadata.changes import Change, DeleteComponent, DeleteCursor, SetJobState
+from asyncdl.metadata.changes import Change, DeleteComponent, DeleteCursor, DeleteIntent, MoveCursor, SetJobState
 from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord
 from asyncdl.planning import AddPlan, told
 
 _ATTEMPTS = 100
 """Commits tried before a conflict with others is given up on; each means that another one got through."""
+_COUNT = "installations"
+"""The cursor that counts them."""
 
 
 @dataclass
@@ -63,7 +72,12 @@ class Installer:
 
     async def add(self, component: Component) -> Installed:
         """Install a component with all that it holds; what is installed already, and equal, is left alone."""
-        return await self._install(await self._registry.prepare(component))
+        prepared = await self._registry.prepare(component)
+
+        async def declared() -> Sequence[Prepared]:
+            return prepared
+
+        return await self._install(declared)
 
     async def retrain(self, identifier: str, first: int = 0, last: int = 0, *besides: Change) -> Installed:
         """Install a new version of a model, equal to the newest, and new versions of all that use it.
@@ -82,16 +96,19 @@ class Installer:
         InvalidComponentError
             It has no trainer.
         """
-        model = await self._registry.load(await self._registry.find("model", identifier))
-        assert isinstance(model, Model)  # noqa: S101 - records of this type become models
-        if model.trainer is None:
-            raise InvalidComponentError(f"{model} has no trainer, so it cannot be trained")
-        new = _substitute(model, {})
-        return await self._install(await self._replacement(new), Order({("model", identifier)}, first, last, besides))
+
+        async def again() -> Sequence[Prepared]:
+            model = await self._registry.load(await self._registry.find("model", identifier))
+            assert isinstance(model, Model)  # noqa: S101 - records of this type become models
+            if model.trainer is None:
+                raise InvalidComponentError(f"{model} has no trainer, so it cannot be trained")
+            return await self._replacement(_substitute(model, {}))
+
+        return await self._install(again, Order({("model", identifier)}, first, last, besides))
 
     async def replace(self, component: Component) -> Installed:
         """Install a component as a new version, and new versions of all that use it, which then use this one."""
-        return await self._install(await self._replacement(component))
+        return await self._install(lambda: self._replacement(component))
 
     async def plan(self, component: Component, *, replacing: bool) -> AddPlan:
         """Return what adding or replacing a component would do; nothing is written."""
@@ -111,33 +128,47 @@ class Installer:
             prepared |= {found.identity: found for found in await self._registry.prepare(each)}
         return list(prepared.values())
 
-    async def _install(self, prepared: Sequence[Prepared], order: Order = AS_DECLARED) -> Installed:
-        self._check_trust(prepared)
-        try:
-            return await self._install_once(prepared, order)
-        except ConflictError:
-            pass
-        async with self._turn:  # of those who were in each other's way in this process, one tries at a time
+    async def _install(
+        self, prepare: Callable[[], Awaitable[Sequence[Prepared]]], order: Order = AS_DECLARED
+    ) -> Installed:
+        """Install what is prepared; as often as it takes, until nobody else has installed anything meanwhile."""
+        kept: set[str] = set()
+        async with AsyncExitStack() as until_installed:
+            settled: list[DeleteIntent] = []
             for attempt in range(_ATTEMPTS):
-                await asyncio.sleep(random.random() * min(attempt, 20) / 100)  # noqa: S311 - jitter
+                if attempt == 1:  # of those who were in each other's way in this process, one tries at a time
+                    await until_installed.enter_async_context(self._turn)
+                await _pause(attempt)
+                stands = await self._metadata.cursor(_COUNT) or 0
+                draft, blobs = await self._drafted(await prepare(), order)
+                if not draft.changes:
+                    for (
+                        each
+                    ) in settled:  # somebody else has installed the same, and these artifacts were stored in vain
+                        self._stores.intents.leave(each)
+                    return Installed(list(draft.records.values()), [])
+                new = blobs.keys() - kept
+                settled += await until_installed.enter_async_context(self._leases.held(new))
+                for sha256 in new:
+                    await self._registry.artifact_store.put(blobs[sha256])
+                kept |= new
                 try:
-                    return await self._install_once(prepared, order)
+                    events = await self._commit(draft, [_counted(stands), *settled, *order.besides])
                 except ConflictError as error:
                     conflict = error
-        raise conflict
+                else:
+                    return Installed(list(draft.records.values()), events)
+            raise conflict
 
-    async def _install_once(self, prepared: Sequence[Prepared], order: Order) -> Installed:
+    async def _drafted(self, prepared: Sequence[Prepared], order: Order) -> tuple[Draft, dict[str, bytes]]:
+        """Return what is to be written, and the artifacts that it refers to."""
+        self._check_trust(prepared)
         draft = await self._drafter.draft(prepared, order)
         for datatype in draft.datatypes:
             self._registry.register(datatype)
-        events: list[EventRecord] = []
-        if draft.changes:
-            blobs = {sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()} | draft.blobs
-            async with self._leases.held(blobs) as release:
-                for data in blobs.values():
-                    await self._registry.artifact_store.put(data)
-                events = await self._commit(draft, [*release, *order.besides])
-        return Installed(list(draft.records.values()), events)
+        return draft, {
+            sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()
+        } | draft.blobs
 
     def _check_trust(self, prepared: Sequence[Prepared]) -> None:
         for each in prepared:
@@ -148,8 +179,8 @@ class Installer:
                     "a pickle, and the setting pickle=False forbids decoding it; move it to an importable module"
                 )
 
-    async def _commit(self, draft: Draft, release: Sequence[Change]) -> list[EventRecord]:
-        changes = [*draft.changes, *release]
+    async def _commit(self, draft: Draft, besides: Sequence[Change]) -> list[EventRecord]:
+        changes = [*draft.changes, *besides]
         made = [each.output for each in draft.listeners.values() if each.output.datatype is not None]
         async with self._databackend.transaction() as tx:
             for schema in draft.tables.values():
@@ -180,7 +211,9 @@ class Installer:
 
     async def remove_all(self, uuids: Collection[str], *, recursive: bool) -> list[str]:
         """Remove components by uuid, all or none."""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            await _pause(attempt)
+            stands = await self._metadata.cursor(_COUNT) or 0
             records = await self._with_users(await self._metadata.components(uuids=uuids), recursive=recursive)
             artifacts = {sha256 for record in records for sha256 in await self._metadata.artifacts(record.uuid)}
             jobs = [
@@ -190,7 +223,7 @@ class Installer:
             ]
             try:
                 async with self._leases.dropping(artifacts) as announced:
-                    await self._commit_removal(records, jobs, announced)
+                    await self._commit_removal(records, jobs, [_counted(stands), *announced])
                     for record in records:
                         self._registry.forget(record.uuid)
                         self._stores.compute.forget(record.uuid)
@@ -232,7 +265,7 @@ class Installer:
         return list(ordered.values())
 
     async def _commit_removal(
-        self, records: Sequence[ComponentRecord], jobs: Sequence[str], announced: Sequence[Change]
+        self, records: Sequence[ComponentRecord], jobs: Sequence[str], besides: Sequence[Change]
     ) -> None:
         now = self._metadata.clock.now()
         changes: list[Change] = [
@@ -241,7 +274,7 @@ class Installer:
         changes += [DeleteComponent(record.uuid) for record in records]
         changes += [ComponentRemoved(**record.identity).change() for record in records]
         changes += await self._forgetting(records)
-        changes += announced
+        changes += besides
         listeners = [record for record in records if record.type_id == "listener"]
 
         async def commit(tx: Any, dropping: Sequence[Change]) -> bool:
@@ -260,6 +293,15 @@ class Installer:
                 versions = await self._metadata.components(type_id=type_id, identifier=identifier)
                 found |= dict.fromkeys(owned) if going.issuperset(each.uuid for each in versions) else {}
         return [DeleteCursor(name) for name in found]
+
+
+async def _pause(attempt: int) -> None:
+    await asyncio.sleep(random.random() * min(attempt, 20) / 100)  # noqa: S311 - jitter
+
+
+def _counted(stands: int) -> Change:
+    """Return what counts an installation, or a removal, on condition that there was no other since it was looked up."""
+    return MoveCursor(_COUNT, stands + 1, expected=stands)
 
 
 def _substitute(component: Component, replaced: Mapping[Identity, Component]) -> Component:

@@ -1,10 +1,10 @@
-"""Calls that are made at once."""
+"""Calls that are made at once, and calls that a cancellation does not cut short."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -18,3 +18,19 @@ async def both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
     if isinstance(other, BaseException):
         raise other
     return one, other
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a call gives that is waited for to its end; cancellations, one or several, take effect after it."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # it has been seen
+        raise cancelled
+    return task.result()

@@ -68,6 +68,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # with xdist the workers' reports come to who started them
         config.pluginmanager.register(FailuresAtOnce(config))
     config.pluginmanager.register(Hanging(config))
+    if os.environ.get("ASYNCDL_DELAYS"):
+        from tests import delays
+
+        delays.install(float(os.environ["ASYNCDL_DELAYS"]))
 
 
 @pytest.fixture(scope="session")

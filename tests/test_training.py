@@ -367,6 +367,22 @@ async def test_training_again_twice_at_once_ends_with_the_newest(db):
     assert await db.jobs.list(state=["failed", "upstream_failed"]) == []
 
 
+async def test_versions_that_were_overtaken_before_anybody_looked_are_trained_and_waited_for(tmp_path):
+    uris = {"databackend": f"sqlite:///{tmp_path / 'a.db'}", "artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+    async with asyncdl.connect(**uris, worker=False) as db:
+        await numbers(db)
+        asked = [await db.add(means(db, mean(db))), await db.train("mean"), await db.train("mean")]
+        async with asyncdl.connect(**uris):
+            for each in asked:
+                await each.wait(60)
+            await db.wait_idle(60)
+        assert [each.status for each in await db.metadata.components(type_id="model")] == ["ready"] * 3
+        statuses = [each.status for each in await db.metadata.components(type_id="listener")]
+        assert statuses == ["retired", "retired", "ready"]
+        assert await outputs(db) == [(id, 15.0) for id in range(4)]
+        assert {each.state for each in await db.jobs.list()} == {"succeeded"}
+
+
 async def test_a_version_that_a_newer_one_overtook_while_it_was_trained_leaves_no_work_behind(db, gate):
     await numbers(db)
     fits.hold[gate].set()

@@ -24,7 +24,7 @@ import aiofiles
 
 from asyncdl.artifact_store.base import CHUNK, ArtifactStore, ReadElsewhere
 from asyncdl.errors import ArtifactCorruptError, ArtifactNotFoundError, ClosedError, StoreError, StoreUnavailableError
-from asyncdl.together import both
+from asyncdl.together import both, to_its_end
 
 T = TypeVar("T")
 
@@ -210,20 +210,9 @@ class FilesystemArtifactStore(ArtifactStore):
             work.close()
             raise ClosedError(f"{self.url} is not open")
         self._steps += 1
-        cancelled: asyncio.CancelledError | None = None
-        task = asyncio.create_task(work)
         try:
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError as error:
-                    cancelled = error
-            if cancelled is not None:
-                if not task.cancelled():
-                    task.exception()  # it has been seen
-                raise cancelled
             with translated(self.url):
-                return task.result()
+                return await to_its_end(work)
         finally:
             self._steps -= 1
             if not self._steps:

@@ -240,11 +240,10 @@ class Registry:
         ]
 
     async def declared(self, type_id: str) -> list[tuple[ComponentRecord, dict[str, Any]]]:
-        """Return the newest version of each component of a type, with its fields as `readable` tells them."""
-        newest = {record.identifier: record for record in await self.metadata.components(type_id=type_id)}
+        """Return all versions of the components of a type, in order, with their fields as `readable` tells them."""
         return [
             (record, {name: readable(tree) for name, tree in msgspec.json.decode(record.data)["fields"].items()})
-            for record in newest.values()
+            for record in await self.metadata.components(type_id=type_id)
         ]
 
     async def outputs_of(

@@ -28,8 +28,8 @@ logger = logging.getLogger("asyncdl.jobs")
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
-_LOOK_AGAIN = 5.0
-"""Seconds after which a job is looked at again whose needs were not ready."""
+_LOOK_AGAIN = 0.1, 5.0
+"""Seconds after which a job is looked at again that could not be done yet, at least and at most: a quarter of its age."""
 
 
 class Endings:
@@ -114,13 +114,11 @@ class Endings:
                 return
 
     async def put_off(self, job: JobRecord, error: ComponentNotReadyError) -> None:
-        """Look again later at a job that needs what is not ready; such ones are held back before they get here, mostly."""
-        now = self._now()
+        """Look again later at a job that cannot be done yet; what needs another component is held back before, mostly."""
+        now, (least, most) = self._now(), _LOOK_AGAIN
         state: JobState = "upstream_failed" if error.failed else "pending"
-        await self.end(
-            job,
-            FinishJob(job.id, self._owner, state, now, error=str(error), not_before=now + _LOOK_AGAIN, refund=True),
-        )
+        later = now + min(max((now - job.created) / 4, least), most)
+        await self.end(job, FinishJob(job.id, self._owner, state, now, error=str(error), not_before=later, refund=True))
 
     async def fail(self, job: JobRecord, work: Work | None, error: Exception) -> None:
         """Leave a job to another attempt, or, after the last one and where there is no hope, have it failed."""

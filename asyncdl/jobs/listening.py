@@ -36,11 +36,13 @@ from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
 from asyncdl.jobs.writing import Attempt, Progress, RetiredError, Writer
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, HoldJob, PutJob, SetComponentStatus
-from asyncdl.metadata.records import JobRecord
+from asyncdl.metadata.records import UNFINISHED, JobRecord
 from asyncdl.together import both
 
 _TARGET = 0.8
 """Seconds of the model's that a worker's own batches aim at: there may be many workers, and each batch is some work here."""
+_FIRST = 100
+"""Of a listener's unfinished jobs so many are looked at, those that were planned first."""
 _SAY = 0.25
 """Seconds between two commits of progress, where that is not one with outputs."""
 
@@ -107,6 +109,7 @@ class ListenerWork(Work):
                 await self._writer.advance("computing")
                 return
             if self._arguments.get("sweep"):
+                await self._check_is_next()
                 await self._writer.sweep(None)
             if not await self._in_shards():
                 await self._backfill()
@@ -118,6 +121,18 @@ class ListenerWork(Work):
             ids = [as_key(each) for each in self._arguments["ids"]]
             self._progress.total = len(ids)
             await self._process(self._reader.refresh(ids, self._arguments["since"], self._as_of))
+
+    async def _check_is_next(self) -> None:
+        """Raise unless this listener's earlier jobs have ended: what is missing now they compute, and it is not to be done twice.
+
+        Such a job is planned whenever a process starts, perhaps to help with a large backfill.
+        """
+        unfinished = JobFilter(states=UNFINISHED, target=self._job.target, limit=_FIRST)
+        for job in await self._stores.metadata.jobs(unfinished):
+            if job.id != self._job.id and codec.loads(job.payload)["since"] < self._arguments["since"]:
+                raise ComponentNotReadyError(
+                    f"{self._listener} is compared with its rows once its earlier jobs have ended; one is {job.id}"
+                )
 
     async def _leaves_the_rest(self, since: int) -> bool:
         """Return whether rows without outputs can be left to the backfill: it reads them later than ``since``.

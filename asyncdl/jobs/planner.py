@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import singledispatch
 from typing import Any
 
-from asyncdl.databackend.tables import Key, as_key
+from asyncdl.databackend.tables import Key
 from asyncdl.events.types import (
     ComponentAdded,
     ComponentReady,
@@ -71,7 +71,6 @@ PLANNED: tuple[type[Event], ...] = (
 """The events that `plan` may answer with jobs."""
 
 _CHANGES: Mapping[str, type[RowsEvent]] = {"insert": RowsInserted, "update": RowsUpdated, "delete": RowsDeleted}
-_IDS_IN_A_JOB = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +92,26 @@ class InstalledListener:
 
 @dataclass(frozen=True, slots=True)
 class InstalledTrigger:
-    """What planning knows of a trigger: its table, the changes that it is called on, and since when."""
+    """What planning knows of a version of a trigger: its table, and the changes that it is called on."""
 
     uuid: str
+    identifier: str
     table: str
     on: Collection[str]
-    created: float
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """What planning knows of a model, in its newest version: whether it is still to be trained, what it is validated by."""
+    """What planning knows of a version of a model: whether it is still to be trained, what it is validated by.
+
+    A version that a newer one has overtaken is trained, and validated, like any other: listeners, and users, wait for it.
+    """
 
     uuid: str
     identifier: str
     untrained: bool = False
     validation: str | None = None
+    newest: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +281,7 @@ def _(event: RowsEvent, installed: Installation, first: int, last: int) -> list[
             plans.append(Plan(RECOMPUTE, each.uuid, event.seq, first, last))
     for trigger in installed.triggers:
         concerned = any(isinstance(event, _CHANGES[change]) for change in trigger.on)
-        if concerned and trigger.table == event.table and event.created >= trigger.created:
+        if concerned and trigger.table == event.table:
             plans.append(_call(trigger.uuid, event, first, last))
     return plans
 
@@ -293,7 +296,7 @@ def _(event: TrainingRequested, installed: Installation, first: int, last: int) 
     return [
         Plan(RETRAIN, each.uuid, event.seq, first, last)
         for each in installed.models
-        if each.identifier == event.identifier
+        if each.identifier == event.identifier and each.newest
     ]
 
 
@@ -364,34 +367,3 @@ def _(event: ReconcileRequested, installed: Installation, first: int, last: int)
         for each in installed.listeners
         if event.identifier in {"", each.identifier} and each.active
     ]
-
-
-def without_covered(plans: Iterable[Plan], installed: Installation) -> list[Plan]:
-    """Let one recomputation of all rows of a listener do for what earlier events ask for of some of them.
-
-    A listener that is still set up keeps both: of its rows, only those that have outputs are recomputed.
-    """
-    plans, ready = list(plans), {each.uuid for each in installed.listeners if each.ready}
-    whole = {each.target: each.since for each in plans if each.kind == RECOMPUTE and each.target in ready}
-    return [
-        replace(each, kind=RECOMPUTE, ids=())
-        if each.kind == REFRESH and not each.failed and each.since <= whole.get(each.target, -1)
-        else each
-        for each in plans
-    ]
-
-
-def merge(plans: Iterable[Plan]) -> list[Plan]:
-    """Merge plans that ask for the same, in order: ids are joined, and cut into jobs of bounded size."""
-    merged: dict[tuple[str, str, str], list[Plan]] = {}
-    for each in plans:
-        merged.setdefault((each.kind, each.target, repr(sorted(each.arguments.items()))), []).append(each)
-    jobs: list[Plan] = []
-    for (kind, target, _), group in merged.items():
-        since = max(each.since for each in group)
-        first, last = min(each.first for each in group), max(each.last for each in group)
-        ids = list(dict.fromkeys(as_key(key) for each in group for key in each.ids))
-        for at in range(0, max(len(ids), 1), _IDS_IN_A_JOB):
-            chunk = tuple(ids[at : at + _IDS_IN_A_JOB])
-            jobs.append(Plan(kind, target, since, first, last, chunk, group[0].arguments, group[0].failed))
-    return jobs

@@ -17,6 +17,7 @@ from asyncdl.components.registry import Registry, priority_of
 from asyncdl.components.schedule import nothing
 from asyncdl.errors import ConflictError
 from asyncdl.events.types import (
+    ComponentAdded,
     ComponentEvent,
     ComponentTuned,
     Event,
@@ -24,9 +25,11 @@ from asyncdl.events.types import (
     JobCancelled,
     JobFailed,
     JobSucceeded,
+    OutputsReplaced,
     OutputsWritten,
 )
 from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
+from asyncdl.jobs.pages import merge, plan_page
 from asyncdl.jobs.planner import (
     FEW_FIRST,
     PER_PRIORITY,
@@ -36,9 +39,6 @@ from asyncdl.jobs.planner import (
     InstalledModel,
     InstalledTrigger,
     Plan,
-    merge,
-    plan,
-    without_covered,
 )
 from asyncdl.metadata.base import JobFilter, MetadataStore
 from asyncdl.metadata.changes import Change, MoveCursor, PrioritizeJobs, PutJob
@@ -61,6 +61,8 @@ _COMPONENTS = sorted(
 )
 """What says that the components may be others, or stand otherwise: also that such an event may have been deleted before it
 was seen here."""
+_CHANGING = (ComponentAdded.__name__, OutputsReplaced.__name__)
+_MOST_AHEAD = 100_000
 _READ = sorted({*PLANNED_TYPES, *_COMPONENTS, _END})
 
 
@@ -137,8 +139,8 @@ class Scheduler:
             if not await self._look_at_components(self._position, records):
                 break  # else what changed may be behind this page, and belongs to it
         happened = [(Event.from_record(record), record.first, record.last) for record in records]
-        asked = [each for event, first, last in happened for each in plan(event, self._installation, first, last)]
-        plans = filter(None, map(self._needs.hold, without_covered(asked, self._installation)))
+        asked = plan_page(happened, self._installation, await self._ahead(records))
+        plans = filter(None, map(self._needs.hold, asked))
         await self._prioritize(records)
         changes: list[Change] = [PutJob(self._job(each)) for each in merge(plans)]
         changes += await let_go(self._metadata, self._needs, [event for event, _, _ in happened])
@@ -148,6 +150,13 @@ class Scheduler:
             self._position = records[-1].seq
             self._behind = self._behind or any(record.type != _END for record in records)
         return self._position is None or len(records) == _PAGE
+
+    async def _ahead(self, records: Sequence[EventRecord]) -> list[Event]:
+        """Return the events behind a page that say what was added, or took over: what is installed is known as of after them."""
+        if len(records) < _PAGE:
+            return []
+        found = await self._metadata.events(records[-1].seq, types=_CHANGING, limit=_MOST_AHEAD)
+        return [Event.from_record(each) for each in found]
 
     def _may_lie_behind(self, records: Sequence[EventRecord]) -> bool:
         """Return whether the cursor may wait with passing events from which nothing follows."""
@@ -222,7 +231,7 @@ class Scheduler:
             for record, state in found
         ]
         triggers = [
-            InstalledTrigger(record.uuid, declared["table"], declared["on"], record.created)
+            InstalledTrigger(record.uuid, record.identifier, declared["table"], declared["on"])
             for record, declared in await self._registry.declared("trigger")
         ]
         schedules = await self._registry.declared("schedule")
@@ -254,12 +263,13 @@ class Scheduler:
 
 
 def _models(records: Sequence[ComponentRecord]) -> list[InstalledModel]:
-    newest = {each.identifier: each for each in records if each.type_id == "model"}
+    models = [each for each in records if each.type_id == "model"]
+    newest = {each.identifier: each.uuid for each in models}  # they come in the order of their versions
     found = []
-    for each in newest.values():
+    for each in models:
         data = msgspec.json.decode(each.data)
         untrained = each.status != "ready" and trained_on(data["fields"]) is not None
         validation = data["fields"].get("validation", {"$": "value"})
         by = data["children"]["/".join(validation["v"])] if validation["$"] == "component" else None
-        found.append(InstalledModel(each.uuid, each.identifier, untrained, by))
+        found.append(InstalledModel(each.uuid, each.identifier, untrained, by, newest[each.identifier] == each.uuid))
     return found

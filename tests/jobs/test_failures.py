@@ -112,14 +112,14 @@ async def test_a_job_that_nobody_began_with_in_time_has_failed(uris):
         await db.add(Listener("doubled", model=Model("double", models.double), key="x", select=t))
     gate = threading.Event()
     try:
-        async with asyncdl.connect(**uris, job_deadline=0.2, job_concurrency=1, threads=1) as db:
+        async with asyncdl.connect(**uris, job_deadline=2, job_concurrency=1, threads=1) as db:
             models.gate = gate
             models.began.clear()
             await db.add(Listener("gated", model=Model("gate", models.gated), key="x", select=db["numbers"]))
             await asyncio.to_thread(models.began.wait)
             written = await db.execute(db["numbers"].insert({"id": 2, "x": 2}))
             [job] = [each for each in await _planned(db, written) if each.state == "pending"][:1]
-            await asyncio.sleep(1)  # the setting is in seconds: they have to pass, by the clock of the store
+            await asyncio.sleep(3)  # the setting is in seconds: they have to pass, by the clock of the store
             gate.set()
             with pytest.raises(JobFailedError, match="no worker began"):
                 await written.wait(60)

@@ -99,7 +99,6 @@ async def gated_listener(db: asyncdl.Datalayer, rows: int = 1) -> asyncdl.Added:
     import gating
 
     await db.execute(db["numbers"].insert([{"id": n, "x": n} for n in range(rows)]))
-    await db.wait_idle(60)  # or the insert's event would be planned for the listener as well
     return await db.add(Listener("gated", model=Model("gated", gating.gated), key="x", select=db["numbers"]))
 
 
@@ -122,6 +121,42 @@ async def test_a_process_that_only_writes_is_followed_by_a_worker_elsewhere(setu
         output, _ = await asyncio.to_thread(worker.communicate)
         assert worker.returncode == 0, output
         assert "stopping, within 20 s" in output
+
+
+async def test_rows_that_were_there_before_their_listener_are_computed_once_however_late_anybody_plans(setup):
+    models.calls.clear()
+    async with setup.writer() as db:
+        t = db["numbers"]
+        await db.execute(t.insert([{"id": n, "x": n} for n in range(5)]))
+        await db.execute(t.update({"x": 50}, where=t.id == 0))
+        counted = Listener("counted", model=Model("counted", models.counted), key="x", select=t)
+        await db.add(counted)
+        inserted = await db.execute(t.insert([{"id": n, "x": n} for n in range(5, 9)]))
+        async with asyncdl.connect(setup.uri, **setup.settings) as worker:
+            await inserted.wait(60)
+            await worker.wait_idle(60)
+        assert len(await rows_of(db, t.outputs("counted"))) == 9
+        assert set(models.calls) == {50, *range(1, 9)}
+        assert {models.calls[x] for x in (50, 1, 2, 3, 4)} == {1}
+
+
+async def test_who_starts_while_a_backfill_runs_computes_nothing_twice(setup):
+    """Each that starts has outputs compared with rows: after what is being computed, and not beside it."""
+    models.calls.clear()
+    model = Model("counted", models.counted_unhurriedly, max_concurrency=4)
+    async with asyncdl.connect(setup.uri, **setup.settings) as first:
+        t = first["numbers"]
+        await first.execute(t.insert([{"id": n, "x": n} for n in range(300)]))
+        added = await first.add(Listener("counted", model=model, key="x", select=t))
+        while len(models.calls) < 20:  # noqa: ASYNC110 - the model counts, and knows of nobody
+            await asyncio.sleep(0.01)
+        async with asyncdl.connect(setup.uri, **setup.settings) as second:
+            assert len(models.calls) < 300
+            await added.wait(60)
+            await second.wait_idle(60)
+        assert {job.state for job in await first.jobs.list()} == {"succeeded"}
+        assert len([job for job in await first.jobs.list() if "sweep" in job.payload]) == 1
+    assert dict(models.calls) == dict.fromkeys(range(300), 1)
 
 
 async def test_a_drained_worker_ends_what_it_does_and_leaves_the_rest(setup):

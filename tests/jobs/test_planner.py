@@ -25,18 +25,23 @@ from asyncdl.events.types import (
     RowsEvent,
     RowsInserted,
     RowsUpdated,
+    TrainingRequested,
 )
+from asyncdl.jobs.pages import merge, plan_page, without_covered
 from asyncdl.jobs.planner import (
     BACKFILL,
+    CALL,
     PLANNED,
     RECOMPUTE,
     REFRESH,
+    RETRAIN,
+    TRAIN,
     Installation,
     InstalledListener,
+    InstalledModel,
+    InstalledTrigger,
     Plan,
-    merge,
     plan,
-    without_covered,
 )
 
 PLAIN = InstalledListener("u-plain", "plain", "docs", ["docs"], [])
@@ -226,6 +231,79 @@ def test_it_is_made_up_for_once_the_newer_version_has_failed_or_is_gone() -> Non
     assert asked(replace(removed, version=0), UP, NEW, READER, WAITING) == []
     assert asked(replace(removed, type_id="model"), UP, OLD, READER, WAITING) == []
     assert asked(removed, UP, READER) == []
+
+
+def page(installed: Installation, *events: Event, ahead: int = 0) -> list[tuple[str, str, int]]:
+    """Return what a page asks for, in which the last ``ahead`` events are not."""
+    happened = events[: len(events) - ahead]
+    plans = plan_page([(each, each.seq, each.seq) for each in happened], installed, events[len(happened) :])
+    return [(each.kind, each.target, each.since) for each in plans]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_what_happened_before_a_listener_was_added_is_left_to_its_backfill(ahead: int) -> None:
+    events = [
+        RowsInserted(seq=4, table="docs", ids=[1]),
+        added_at(5, PLAIN),
+        RowsInserted(seq=6, table="docs", ids=[2]),
+    ]
+    expected = [[(BACKFILL, "u-plain", 5), (REFRESH, "u-plain", 6)], [(BACKFILL, "u-plain", 5)], []]
+    assert page(Installation([PLAIN]), *events, ahead=ahead) == expected[ahead]
+
+
+def test_a_listener_that_was_there_before_the_page_has_all_of_it() -> None:
+    events = [RowsInserted(seq=4, table="docs", ids=[1]), added_at(5, OTHER)]
+    assert page(Installation([PLAIN, OTHER]), *events) == [(REFRESH, "u-plain", 4), (BACKFILL, "u-other", 5)]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_outputs_of_a_version_that_has_taken_over_since_are_not_told_of_twice(ahead: int) -> None:
+    taken_over = replace(NEW, ready=True)
+    written = OutputsWritten(seq=7, identifier="a", uuid="u-a1", ids=[1])
+    by_the_older = OutputsWritten(seq=6, identifier="a", uuid="u-a0", ids=[1])
+    replaced = OutputsReplaced(seq=8, identifier="a", uuid="u-a1")
+    later = replace(written, seq=9)
+    whole = [] if ahead else [(RECOMPUTE, "u-reader", 8)]
+    assert page(Installation([taken_over, READER]), written, replaced, ahead=ahead) == whole
+    assert page(Installation([taken_over, READER]), by_the_older, ahead=0) == [(REFRESH, "u-reader", 6)]
+    assert page(Installation([taken_over, READER]), replaced, later) == [
+        (RECOMPUTE, "u-reader", 8),
+        (REFRESH, "u-reader", 9),
+    ]
+
+
+def test_of_a_triggers_versions_the_one_is_called_that_was_the_newest_then() -> None:
+    versions = [InstalledTrigger(f"u-t{version}", "t", "docs", ["insert"]) for version in range(3)]
+    events = [
+        RowsInserted(seq=3, table="docs", ids=[1]),
+        added_at(4, versions[1], "trigger"),
+        RowsInserted(seq=5, table="docs", ids=[2]),
+        added_at(6, versions[2], "trigger"),
+    ]
+    installed = Installation(triggers=versions)
+    assert page(installed, *events) == [(CALL, "u-t0", 3), (CALL, "u-t1", 5)]
+    assert page(installed, *events, ahead=1) == [(CALL, "u-t0", 3), (CALL, "u-t1", 5)]
+    assert page(installed, RowsInserted(seq=7, table="docs", ids=[3])) == [(CALL, "u-t2", 7)]
+
+
+def test_each_version_of_a_model_is_trained_and_the_newest_is_trained_again() -> None:
+    versions = [
+        InstalledModel("u-m0", "m", untrained=True, newest=False),
+        InstalledModel("u-m1", "m", untrained=True),
+    ]
+    events = [
+        *(added_at(4 + at, each, "model") for at, each in enumerate(versions)),
+        TrainingRequested(seq=6, identifier="m"),
+    ]
+    expected = [(TRAIN, "u-m0", 4), (TRAIN, "u-m1", 5), (RETRAIN, "u-m1", 6)]
+    assert page(Installation(models=versions), *events) == expected
+    asked_before = [TrainingRequested(seq=3, identifier="m"), *events[:2]]
+    assert (RETRAIN, "u-m1", 3) in page(Installation(models=versions), *asked_before)
+
+
+def added_at(seq: int, what: Any, type_id: str = "listener") -> Event:
+    version = getattr(what, "version", 0)
+    return ComponentAdded(seq=seq, type_id=type_id, identifier=what.identifier, version=version, uuid=what.uuid)
 
 
 def test_one_recomputation_does_for_what_came_before_it() -> None:
