@@ -36,7 +36,7 @@ from asyncdl.jobs.work import Conclusion, InterruptedWork, Stores, Work
 from asyncdl.jobs.writing import Attempt, Progress, RetiredError, Writer
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, HoldJob, PutJob, SetComponentStatus
-from asyncdl.metadata.records import UNFINISHED, JobRecord
+from asyncdl.metadata.records import UNFINISHED, JobRecord, JobState
 from asyncdl.together import both
 
 _TARGET = 0.8
@@ -109,41 +109,40 @@ class ListenerWork(Work):
                 await self._writer.advance("computing")
                 return
             if self._arguments.get("sweep"):
-                await self._check_is_next()
+                await self._check_is_next(*UNFINISHED)  # it is planned by who starts, perhaps to help with a backfill
                 await self._writer.sweep(None)
             if not await self._in_shards():
                 await self._backfill()
         elif self._job.kind == RECOMPUTE:
             since, died = self._arguments["since"], self._job.attempts > 1
-            await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest(since)))
+            await self._process(self._reader.scan_stale(since, again=died, written=await self._leaves_the_rest()))
             await self._writer.sweep(None)
         elif self._job.kind == REFRESH:
             ids = [as_key(each) for each in self._arguments["ids"]]
             self._progress.total = len(ids)
             await self._process(self._reader.refresh(ids, self._arguments["since"], self._as_of))
 
-    async def _check_is_next(self) -> None:
-        """Raise unless this listener's earlier jobs have ended: what is missing now they compute, and it is not to be done twice.
-
-        Such a job is planned whenever a process starts, perhaps to help with a large backfill.
-        """
-        unfinished = JobFilter(states=UNFINISHED, target=self._job.target, limit=_FIRST)
-        for job in await self._stores.metadata.jobs(unfinished):
-            if job.id != self._job.id and codec.loads(job.payload)["since"] < self._arguments["since"]:
-                raise ComponentNotReadyError(
-                    f"{self._listener} is compared with its rows once its earlier jobs have ended; one is {job.id}"
-                )
-
-    async def _leaves_the_rest(self, since: int) -> bool:
-        """Return whether rows without outputs can be left to the backfill: it reads them later than ``since``.
+    async def _leaves_the_rest(self) -> bool:
+        """Return whether rows without outputs can be left to the backfill that sets the listener up, and reads them later.
 
         Not to one that is under way since before: what it has read, and not written yet, may be out of date.
         """
         if self._record.status == "ready":
             return False
-        running = JobFilter(states=["running"], target=self._job.target)
-        others = [job for job in await self._stores.metadata.jobs(running) if job.id != self._job.id]
-        return all(codec.loads(job.payload)["since"] >= since for job in others)
+        await self._check_is_next("running")
+        return True
+
+    async def _check_is_next(self, *states: JobState) -> None:
+        """Raise unless this listener's earlier jobs have ended, or are not in one of these states.
+
+        What is missing now they compute, and it is not to be computed twice.
+        """
+        where = JobFilter(states=states, target=self._job.target, limit=_FIRST)
+        for job in await self._stores.metadata.jobs(where):
+            if job.id != self._job.id and codec.loads(job.payload)["since"] < self._arguments["since"]:
+                raise ComponentNotReadyError(
+                    f"{self._listener} has earlier work, after which comes this; one is job {job.id}"
+                )
 
     async def conclude(self) -> Conclusion:
         """Have the listener take over from its older version, after a backfill."""

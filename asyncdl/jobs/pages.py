@@ -23,22 +23,26 @@ def plan_page(
     """Return the jobs that events ask for.
 
     What happened before a listener was added is in what its first backfill reads. Outputs that a version wrote before it took
-    over nobody has read: its `OutputsReplaced` tells of them. Of a trigger's versions the one is called that was the newest.
+    over are read when it does: with all of its others, once. Of a trigger's versions the one is called that was the newest.
 
     Parameters
     ----------
     happened
         The events, in order, each with the range of events that caused it.
     ahead
-        Those behind them that say that something was added, or took over.
+        Those behind them that say that something was added.
     """
-    events = [*(event for event, _, _ in happened), *ahead]
-    added = {each.uuid: each.seq for each in events if isinstance(each, ComponentAdded)}
-    taken_over = {each.uuid: each.seq for each in events if isinstance(each, OutputsReplaced)}
+    added = {
+        each.uuid: each.seq
+        for each in (*(event for event, _, _ in happened), *ahead)
+        if isinstance(each, ComponentAdded)
+    }
+    taken_over = {event.uuid: event.seq for event, _, _ in happened if isinstance(event, OutputsReplaced)}
     plans: list[Plan] = []
-    for event, first, last in happened:
-        if isinstance(event, OutputsWritten) and event.seq < taken_over.get(event.uuid, 0):
-            continue
+    for told, first, last in happened:
+        event = told
+        if isinstance(told, OutputsWritten) and told.seq < taken_over.get(told.uuid, 0):
+            event = OutputsReplaced(seq=told.seq, identifier=told.identifier, uuid=told.uuid)
         found = plan(event, _with_triggers_at(event.seq, installed, added), first, last)
         plans += [each for each in found if each.kind not in _OF_LISTENERS or each.since >= added.get(each.target, 0)]
     return without_covered(plans, installed)

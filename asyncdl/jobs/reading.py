@@ -183,8 +183,9 @@ class Reader:
     async def _stale(self, output: OutputTable | None, roots: Sequence[Key], since: int, *, written: bool) -> set[Key]:
         if output is None:
             return set()
-        current = await self._databackend.current(output, roots, since)
-        return (await self._databackend.current(output, roots, 0) if written else set(roots)) - current
+        # In this order: what is written in between is current, and not among those that were.
+        there = await self._databackend.current(output, roots, 0) if written else set(roots)
+        return there - await self._databackend.current(output, roots, since)
 
     async def refresh(self, ids: list[Key], since: int, as_of: int) -> AsyncIterator[Batch]:
         """Yield the rows that come from these root rows, but for those whose outputs are of ``since`` or later.

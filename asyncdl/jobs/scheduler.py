@@ -25,7 +25,6 @@ from asyncdl.events.types import (
     JobCancelled,
     JobFailed,
     JobSucceeded,
-    OutputsReplaced,
     OutputsWritten,
 )
 from asyncdl.jobs.needs import HELD, Needs, let_go, needs_of, trained_on
@@ -61,7 +60,6 @@ _COMPONENTS = sorted(
 )
 """What says that the components may be others, or stand otherwise: also that such an event may have been deleted before it
 was seen here."""
-_CHANGING = (ComponentAdded.__name__, OutputsReplaced.__name__)
 _MOST_AHEAD = 100_000
 _READ = sorted({*PLANNED_TYPES, *_COMPONENTS, _END})
 
@@ -152,10 +150,10 @@ class Scheduler:
         return self._position is None or len(records) == _PAGE
 
     async def _ahead(self, records: Sequence[EventRecord]) -> list[Event]:
-        """Return the events behind a page that say what was added, or took over: what is installed is known as of after them."""
+        """Return the events behind a page that say what was added: what is installed is known as of after them."""
         if len(records) < _PAGE:
             return []
-        found = await self._metadata.events(records[-1].seq, types=_CHANGING, limit=_MOST_AHEAD)
+        found = await self._metadata.events(records[-1].seq, types=[ComponentAdded.__name__], limit=_MOST_AHEAD)
         return [Event.from_record(each) for each in found]
 
     def _may_lie_behind(self, records: Sequence[EventRecord]) -> bool:

@@ -256,20 +256,15 @@ def test_a_listener_that_was_there_before_the_page_has_all_of_it() -> None:
     assert page(Installation([PLAIN, OTHER]), *events) == [(REFRESH, "u-plain", 4), (BACKFILL, "u-other", 5)]
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_outputs_of_a_version_that_has_taken_over_since_are_not_told_of_twice(ahead: int) -> None:
-    taken_over = replace(NEW, ready=True)
+def test_outputs_of_a_version_that_has_taken_over_since_are_read_once_and_waited_for() -> None:
+    installed = Installation([replace(NEW, ready=True), READER])
     written = OutputsWritten(seq=7, identifier="a", uuid="u-a1", ids=[1])
-    by_the_older = OutputsWritten(seq=6, identifier="a", uuid="u-a0", ids=[1])
+    by_the_older = replace(written, seq=6, uuid="u-a0")
     replaced = OutputsReplaced(seq=8, identifier="a", uuid="u-a1")
-    later = replace(written, seq=9)
-    whole = [] if ahead else [(RECOMPUTE, "u-reader", 8)]
-    assert page(Installation([taken_over, READER]), written, replaced, ahead=ahead) == whole
-    assert page(Installation([taken_over, READER]), by_the_older, ahead=0) == [(REFRESH, "u-reader", 6)]
-    assert page(Installation([taken_over, READER]), replaced, later) == [
-        (RECOMPUTE, "u-reader", 8),
-        (REFRESH, "u-reader", 9),
-    ]
+    merged = merge(plan_page([(written, 2, 2), (replaced, 5, 5)], installed))
+    assert merged == [Plan(RECOMPUTE, "u-reader", 8, 2, 5)]
+    assert page(installed, by_the_older, written) == [(REFRESH, "u-reader", 6), (REFRESH, "u-reader", 7)]
+    assert page(installed, replaced, replace(written, seq=9)) == [(RECOMPUTE, "u-reader", 8), (REFRESH, "u-reader", 9)]
 
 
 def test_of_a_triggers_versions_the_one_is_called_that_was_the_newest_then() -> None:
