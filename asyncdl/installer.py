@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -142,9 +143,7 @@ class Installer:
                 stands = await self._metadata.cursor(_COUNT) or 0
                 draft, blobs = await self._drafted(await prepare(), order)
                 if not draft.changes:
-                    for (
-                        each
-                    ) in settled:  # somebody else has installed the same, and these artifacts were stored in vain
+                    for each in settled:  # what somebody else has installed meanwhile was stored in vain
                         self._stores.intents.leave(each)
                     return Installed(list(draft.records.values()), [])
                 new = blobs.keys() - kept
@@ -166,9 +165,8 @@ class Installer:
         draft = await self._drafter.draft(prepared, order)
         for datatype in draft.datatypes:
             self._registry.register(datatype)
-        return draft, {
-            sha256: data for each in prepared for sha256, data in each.declaration.blobs.items()
-        } | draft.blobs
+        declared = [each.declaration.blobs for each in prepared]
+        return draft, dict(ChainMap(draft.blobs, *declared))
 
     def _check_trust(self, prepared: Sequence[Prepared]) -> None:
         for each in prepared:

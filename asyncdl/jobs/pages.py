@@ -32,11 +32,8 @@ def plan_page(
     ahead
         Those behind them that say that something was added.
     """
-    added = {
-        each.uuid: each.seq
-        for each in (*(event for event, _, _ in happened), *ahead)
-        if isinstance(each, ComponentAdded)
-    }
+    known = [*(event for event, _, _ in happened), *ahead]
+    added = {each.uuid: each.seq for each in known if isinstance(each, ComponentAdded)}
     taken_over = {event.uuid: event.seq for event, _, _ in happened if isinstance(event, OutputsReplaced)}
     plans: list[Plan] = []
     for told, first, last in happened:
