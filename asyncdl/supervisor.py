@@ -33,13 +33,21 @@ class Supervisor:
                 group.create_task(self._keep(name, service), name=f"asyncdl: {name}")
 
     async def _keep(self, name: str, service: Callable[[], Awaitable[None]]) -> None:
-        """Run a service for ever: one that fails is logged and starts again from what the stores say."""
-        while True:
+        """Run a service until it is cancelled: one that fails is logged and starts again from what the stores say.
+
+        Note for implementers: that it was cancelled need not be what comes out of it (a task group raises its tasks' errors in
+        the place of that), and a CancelledError may come out of it that is not meant for it (of a future that it waited for).
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        while not task.cancelling():
             try:
                 await service()
-            except Exception:
-                logger.exception("the %s failed; it starts again in %.0f s", name, _RESTART)
-            await asyncio.sleep(_RESTART)
+            except (Exception, asyncio.CancelledError) as error:
+                if not (task.cancelling() and isinstance(error, asyncio.CancelledError)):
+                    logger.exception("the %s failed; unless it was to end it starts again in %.0f s", name, _RESTART)
+            if not task.cancelling():
+                await asyncio.sleep(_RESTART)
 
     async def stop(self) -> None:
         """Cancel the services and wait until they have ended."""
