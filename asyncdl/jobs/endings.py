@@ -28,7 +28,7 @@ logger = logging.getLogger("asyncdl.jobs")
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
-_LOOK_AGAIN = 0.1, 5.0
+_LOOK_AGAIN = 0.02, 5.0
 """Seconds after which a job is looked at again that could not be done yet, at least and at most: a quarter of its age."""
 
 
