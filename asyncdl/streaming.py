@@ -22,11 +22,11 @@ from asyncdl.components.model import Model
 from asyncdl.compute.base import ModelCall
 from asyncdl.compute.calling import Function, Stop, per_input, row_error
 from asyncdl.compute.closing import Closing
-from asyncdl.compute.coroutines import is_ours
 from asyncdl.compute.workers import Workers
 from asyncdl.errors import AsyncDLError, ClosedError, ModelError
 from asyncdl.jobs.limiting import LimitedCompute
 from asyncdl.prediction import Predictor, one_input
+from asyncdl.together import is_ours
 
 _THREADS = 16
 """Streams of generator functions that can be under way at once: each holds a thread while its model works."""

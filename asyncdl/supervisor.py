@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
+from asyncdl.together import is_ours
+
 logger = logging.getLogger("asyncdl")
 
 _RESTART = 1.0
@@ -44,8 +46,9 @@ class Supervisor:
             try:
                 await service()
             except (Exception, asyncio.CancelledError) as error:
-                if not (task.cancelling() and isinstance(error, asyncio.CancelledError)):
-                    logger.exception("the %s failed; unless it was to end it starts again in %.0f s", name, _RESTART)
+                if is_ours(error):
+                    raise
+                logger.exception("the %s failed; unless it was to end it starts again in %.0f s", name, _RESTART)
             if not task.cancelling():
                 await asyncio.sleep(_RESTART)
 

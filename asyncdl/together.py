@@ -1,10 +1,10 @@
-"""Calls that are made at once, and calls that a cancellation does not cut short."""
+"""Calls that are made at once, and calls that are cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -20,17 +20,28 @@ async def both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
     return one, other
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Return what a call gives that is waited for to its end; cancellations, one or several, take effect after it."""
-    task = asyncio.create_task(work)
+async def finished(call: Awaitable[T]) -> T:
+    """Wait for a call to its end, also when cancelled, once or several times; that takes effect afterwards."""
+    future = asyncio.ensure_future(call)
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    while not future.done():
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([future])
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # it has been seen
+        if not future.cancelled():
+            future.exception()  # it has been seen
         raise cancelled
-    return task.result()
+    return future.result()
+
+
+def is_ours(error: BaseException) -> bool:
+    """Return whether an exception that comes out of others' code means us: a cancellation of our task, the end of the loop.
+
+    A CancelledError that nobody asked the task for is that code's own: some inner task, or a future, was cancelled.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+    return isinstance(error, (KeyboardInterrupt, GeneratorExit))

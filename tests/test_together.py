@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncdl.together import to_its_end
+from asyncdl.together import finished
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ async def test_what_is_waited_for_to_its_end_ends_however_often_its_waiter_is_ca
         if fails:
             raise RuntimeError("after the cancellation nobody asks")
 
-    waiter = asyncio.create_task(to_its_end(work()))
+    waiter = asyncio.create_task(finished(work()))
     await begun.wait()
     for _ in range(cancellations):
         waiter.cancel()
@@ -47,6 +47,6 @@ async def test_its_result_and_its_error_come_out() -> None:
     async def fails() -> int:
         raise ValueError("its own")
 
-    assert await to_its_end(gives()) == 3
+    assert await finished(gives()) == 3
     with pytest.raises(ValueError, match="its own"):
-        await to_its_end(fails())
+        await finished(fails())

@@ -24,7 +24,7 @@ import aiofiles
 
 from asyncdl.artifact_store.base import CHUNK, ArtifactStore, ReadElsewhere
 from asyncdl.errors import ArtifactCorruptError, ArtifactNotFoundError, ClosedError, StoreError, StoreUnavailableError
-from asyncdl.together import both, to_its_end
+from asyncdl.together import both, finished
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ class FilesystemArtifactStore(ArtifactStore):
         self._steps += 1
         try:
             with translated(self.url):
-                return await to_its_end(work)
+                return await finished(work)
         finally:
             self._steps -= 1
             if not self._steps:

@@ -20,7 +20,6 @@ from uuid import uuid4
 
 from asyncdl.artifact_store.base import CHUNK, ArtifactStore, ReadElsewhere
 from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mongo_calls import finished
 from asyncdl.errors import (
     ArtifactCorruptError,
     ArtifactNotFoundError,
@@ -30,6 +29,7 @@ from asyncdl.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from asyncdl.together import finished
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from typing import Any
 from asyncdl.compute.base import ModelCall, RowError
 from asyncdl.compute.calling import Function, outputs_of, per_input, row_error
 from asyncdl.errors import ModelError
+from asyncdl.together import is_ours
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -212,17 +213,6 @@ class Lane:
             if batch.finished.cancelled():  # and the model would not hear of it
                 return
             batch.done(index, output)
-
-
-def is_ours(error: BaseException) -> bool:
-    """Return whether an exception that comes out of a model means us: a cancellation of its task, the end of the loop.
-
-    A CancelledError that nobody asked the task for is the model's own: some library's inner task was cancelled.
-    """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    return isinstance(error, (KeyboardInterrupt, GeneratorExit))
 
 
 def _persistent(function: Function, call: ModelCall, late: type[Exception]) -> Function:

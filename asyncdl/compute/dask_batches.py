@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from asyncdl.compute import dask_worker
 from asyncdl.compute.base import ComputeFuture, ModelLoader, ModelTask
-from asyncdl.compute.coroutines import is_ours
 from asyncdl.compute.dask_bundles import SMALL, Load, goes_alone
 from asyncdl.compute.dask_carrier import Carrier, UnsendableError
 from asyncdl.compute.dask_cluster import OwnCluster
@@ -31,6 +30,7 @@ from asyncdl.compute.dask_worker import DROPPED, LACKING, LOST
 from asyncdl.compute.futures import TaskFuture
 from asyncdl.compute.replies import NO_OUTPUTS, OUTPUTS
 from asyncdl.errors import AsyncDLError, ComputeUnavailableError, ModelError, ModelOutputError, WorkerLostError
+from asyncdl.together import is_ours
 
 logger = logging.getLogger(__name__)
 

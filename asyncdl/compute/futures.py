@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from asyncdl.compute.base import ComputeFuture, ModelCall
-from asyncdl.compute.coroutines import is_ours
 from asyncdl.errors import ModelError
+from asyncdl.together import is_ours
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ async def completed(future: ComputeFuture) -> list[Any]:
     """Wait for a batch; it is cancelled with its waiter."""
     try:
         return await future
-    except asyncio.CancelledError:
+    except BaseException:
         future.cancel()
         raise
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from asyncdl.drivers.elsewhere import Elsewhere
-from asyncdl.drivers.mongo_calls import Document, MongoCalls, MongoTransaction, Sort, T, finished, in_thread
+from asyncdl.drivers.mongo_calls import Document, MongoCalls, MongoTransaction, Sort, T, in_thread
 from asyncdl.drivers.mongo_client import DRIVER, database_name, new_client
 from asyncdl.drivers.mongo_errors import labelled, translated
 from asyncdl.drivers.mongo_values import codec_options
@@ -28,6 +28,7 @@ from asyncdl.errors import (
     StoreUnavailableError,
 )
 from asyncdl.settings import redact
+from asyncdl.together import finished
 
 _CONFLICTS = 90.0
 """Seconds for which a transaction that met others is tried again."""

@@ -43,22 +43,6 @@ class Write:
     what: Any = None
 
 
-async def finished(call: Awaitable[T]) -> T:
-    """Wait for a call to its end, also when cancelled; a cancellation takes effect afterwards."""
-    future = asyncio.ensure_future(call)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        if not future.cancelled():
-            future.exception()  # it has been seen
-        raise cancelled
-    return future.result()
-
-
 def in_thread(call: Callable[..., T], *args: Any, **options: Any) -> Awaitable[T]:
     """Make calls of PyMongo's on one of motor's threads: what motor's own cursors do in several steps, in one."""
     from motor.frameworks.asyncio import run_on_executor  # noqa: PLC0415 - the driver is imported when it is used

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from asyncdl import codec
 from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mongo_calls import finished
 from asyncdl.drivers.mongo_units import MARKS, leave_mark
 from asyncdl.errors import ClosedError, StoreError, StoreTimeoutError, StoreUnavailableError
+from asyncdl.together import finished
 
 _WAIT = 1000
 """Milliseconds that the server waits for changes."""

@@ -13,6 +13,7 @@ from asyncdl.errors import EventsTrimmedError
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.log import EventLog, describe
 from asyncdl.events.types import Event, HandlerFailed
+from asyncdl.together import is_ours
 
 logger = logging.getLogger("asyncdl.events")
 
@@ -86,8 +87,7 @@ class EventBus:
             if inspect.isawaitable(result):
                 await result
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if is_ours(error):
                 raise
             await self._failed(handler, event, error)  # not the bus was cancelled, but what the handler waited for
         except Exception as error:  # the user's code: whatever it raises is theirs to see, and no more

@@ -9,6 +9,7 @@ import msgspec
 
 from asyncdl import codec
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
+from asyncdl.compute.futures import completed
 from asyncdl.errors import ComponentNotFoundError, ModelError
 from asyncdl.events.types import Event
 from asyncdl.jobs.work import Work
@@ -35,12 +36,8 @@ class CallWork(Work):
             timeout=getattr(component, "timeout", None),
         )
         event = Event.from_record(EventRecord(**codec.loads(self._job.payload)["event"]))
-        future = self._stores.compute.submit(ModelTask(f"asyncdl-{self._job.id}-{self._job.attempts}", call, [event]))
-        try:
-            [output] = await future
-        except BaseException:
-            future.cancel()
-            raise
+        task = ModelTask(f"asyncdl-{self._job.id}-{self._job.attempts}", call, [event])
+        [output] = await completed(self._stores.compute.submit(task))
         if isinstance(output, RowError):
             raise ModelError(f"{component} failed on {event!r}: {output.type}: {output.message}\n{output.traceback}")
         self._done = 1

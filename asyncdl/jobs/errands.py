@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdl.compute.base import Errand, ModelCall, ModelTask, UnreachableError
+from asyncdl.compute.futures import completed
 from asyncdl.databackend.requests import ReadQuery
 from asyncdl.databackend.tables import Key, Outputs, OutputTable
 from asyncdl.errors import DatatypeError, TableNotFoundError
@@ -194,11 +195,8 @@ class Delegation:
         """Return what a worker tells of a batch when it is done; None if a worker cannot reach the databackend."""
         assert batch.future is not None, "it was submitted"  # noqa: S101 - tells mypy
         try:
-            [report] = await batch.future
+            [report] = await completed(batch.future)
         except UnreachableError as error:
             self._errands.give_up(str(error))
             return None
-        except BaseException:
-            batch.future.cancel()
-            raise
         return report  # type: ignore[no-any-return]

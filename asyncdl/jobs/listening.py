@@ -16,6 +16,7 @@ from asyncdl.components.listener import Listener
 from asyncdl.components.model import Model, signature_of
 from asyncdl.components.registry import ListenerState, not_ready
 from asyncdl.compute.base import ModelCall, ModelTask, kinds_of
+from asyncdl.compute.futures import completed
 from asyncdl.databackend.tables import Outputs, as_key
 from asyncdl.errors import (
     ComponentNotReadyError,
@@ -366,11 +367,7 @@ class ListenerWork(Work):
         results = Outputs((), ())
         if batch.future is not None:
             begun = time.perf_counter()
-            try:
-                outputs = await batch.future
-            except BaseException:
-                batch.future.cancel()
-                raise
+            outputs = await completed(batch.future)
             self._ahead.computed(time.perf_counter() - begun)
             results = self._shape.results(batch.columns, outputs)
         begun = time.perf_counter()

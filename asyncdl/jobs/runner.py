@@ -30,7 +30,7 @@ from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, ClaimJob, FinishJob, RenewLeases
 from asyncdl.metadata.records import JobRecord
-from asyncdl.together import to_its_end
+from asyncdl.together import finished
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -260,7 +260,7 @@ class Runner:
                 self._endings.unsure = True
                 raise
             except asyncio.CancelledError:  # it may have been committed
-                await to_its_end(self._endings.give_back(job))
+                await finished(self._endings.give_back(job))
                 raise
             if self._group is None:
                 await self._endings.give_back(job)
@@ -298,7 +298,7 @@ class Runner:
         except ComponentNotFoundError as error:
             await self._endings.end(job, FinishJob(job.id, self.owner, "cancelled", self._now(), error=str(error)))
         except asyncio.CancelledError:
-            await to_its_end(self._endings.give_back(job))
+            await finished(self._endings.give_back(job))
             raise
         except Exception as error:
             await self._endings.fail(job, work, error)

@@ -23,6 +23,7 @@ from asyncdl.components.states import ModelState
 from asyncdl.components.training import Trainer
 from asyncdl.compute.base import ModelCall, ModelTask, RowError
 from asyncdl.compute.fitting import FIT, FIT_ON_LOOP, FITTING, Fitting
+from asyncdl.compute.futures import completed
 from asyncdl.compute.links import linked
 from asyncdl.errors import ComponentNotFoundError, JobCancelledError, ModelError
 from asyncdl.events.types import ComponentReady, MetricReported
@@ -115,14 +116,10 @@ class TrainingWork(Work):
                 link=link,
             )
             key = f"asyncdl-{self._job.id}-{self._job.attempts}"
-            future = self._stores.compute.submit(ModelTask(key, call, [fitting]))
             try:
-                [output] = await future
+                [output] = await completed(self._stores.compute.submit(ModelTask(key, call, [fitting])))
             except ModelError as error:
                 raise ModelError(f"the training of {model} failed: {error}") from error
-            except BaseException:
-                future.cancel()
-                raise
         if self._failure is not None:  # what the fit was told of as an end of its training
             raise self._failure
         if isinstance(output, RowError):

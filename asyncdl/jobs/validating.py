@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from asyncdl.components.states import ModelState
 from asyncdl.components.training import is_coroutine_function
 from asyncdl.components.validation import Metric, Validation
 from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, RowError
+from asyncdl.compute.futures import completed
 from asyncdl.errors import ComponentNotFoundError, ComponentNotReadyError, ConflictError, ModelError
 from asyncdl.events.types import ModelValidated
 from asyncdl.jobs.rows import grouped, pages_of_dataset, values
@@ -107,12 +107,7 @@ class ValidatingWork(Work):
             kwargs=dict(metric.kwargs),
             placement="loop" if is_coroutine_function(metric.object) else "thread",
         )
-        future = self._submit(call, [(targets, outputs)])
-        try:
-            [value] = await future
-        except asyncio.CancelledError:
-            future.cancel()
-            raise
+        [value] = await completed(self._submit(call, [(targets, outputs)]))
         if isinstance(value, RowError):
             raise ModelError(f"{metric} failed: {value.type}: {value.message}\n{value.traceback}")
         try:

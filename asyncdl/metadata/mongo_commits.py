@@ -17,13 +17,14 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from asyncdl.drivers.mongo import MongoDatabase
-from asyncdl.drivers.mongo_calls import MongoTransaction, Write, finished
+from asyncdl.drivers.mongo_calls import MongoTransaction, Write
 from asyncdl.drivers.mongo_units import MongoUnit
 from asyncdl.errors import AsyncDLError, ConstraintError
 from asyncdl.metadata.changes import AppendEvent, Change
 from asyncdl.metadata.mongo_changes import Collection, Document, Effect, Key, Plan, needs, plan
 from asyncdl.metadata.records import EventRecord
 from asyncdl.metadata.wakeup import topics_of
+from asyncdl.together import finished
 
 T = TypeVar("T")
 
