@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import asyncdl
-from asyncdl import Datalayer, Event, Listener, Model
+from asyncdl import Datalayer, Event, Handle, Listener, Model
 from asyncdl.compute.local import LocalComputeBackend
 from asyncdl.errors import AsyncDLError, JobError
 from asyncdl.metadata.records import UNFINISHED
@@ -218,7 +218,7 @@ class World:
             async with asyncio.timeout(PATIENCE):
                 handle = await call
                 if how.way == "waited" and handle is not None:
-                    await handle.wait()
+                    await self._wait(handle)
             self.state = deed.after
             return
         fault: Fault = {"cancelled": "reached", "killed": "outage"}.get(how.way, how.fault)  # type: ignore[assignment]
@@ -234,6 +234,14 @@ class World:
             found = await self._found()
             assert found in (before, deed.after), f"done in part: {found}, neither {before} nor {deed.after}"
             self.state = found
+
+    async def _wait(self, handle: Handle) -> None:
+        """Wait for all that a deed asked for; what a paused listener is to do can be waited for once it is resumed only."""
+        listeners = [await self._looking.show("listener", name, -1) for name in await self._looking.show("listener")]
+        if any(each["paused"] for each in listeners):
+            await self.db.wait_idle()
+        else:
+            await handle.wait()
 
     async def _suffer(self, call: asyncio.Future[Any], how: How) -> bool:
         reached = asyncio.ensure_future(self.faults.reached.wait())
