@@ -17,6 +17,7 @@ from asyncdl.events.types import RecomputeRequested, ReconcileRequested, RowsDel
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.changes import Change, DeleteIntent, MoveCursor, PutIntent
 from asyncdl.metadata.records import IntentRecord
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl")
 
@@ -68,9 +69,12 @@ class Follower:
     async def _reconcile(self, every: float) -> None:
         while True:
             await asyncio.sleep(every)
-            with contextlib.suppress(StoreError):
+            try:
                 if await self._stores.metadata.components(type_id="listener"):
                     await self._stores.metadata.commit(ReconcileRequested().change())
+            except StoreError as error:
+                raise_if_cancelled()
+                logger.warning("rows cannot be compared with outputs for the moment: %s", error)
 
     async def _follow_always(self, backend: Following) -> None:
         while True:
@@ -78,6 +82,7 @@ class Follower:
                 number, token = await self._free()
                 await self._follow(backend, number, token)
             except StoreError as error:
+                raise_if_cancelled()
                 logger.warning("changes cannot be followed for the moment: %s", error)
                 await asyncio.sleep(min(1.0, self._beat))
 

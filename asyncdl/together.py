@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -34,6 +34,23 @@ async def finished(call: Awaitable[T]) -> T:
             future.exception()  # it has been seen
         raise cancelled
     return future.result()
+
+
+def give_up(call: asyncio.Future[Any]) -> None:
+    """Cancel a call that nobody waits for any more; nor does what comes out of it then concern anyone."""
+    call.cancel()
+    call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if this task was cancelled: what failed may have come out of a call in the place of that.
+
+    A task group raises its tasks' errors rather, and so does what fails while it cleans up. Who goes on after a failure, or
+    waits for better times, asks first: else the cancellation would be lost, and who waits for the task's end wait for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def is_ours(error: BaseException) -> bool:

@@ -1,12 +1,13 @@
-"""Calls that a cancellation does not cut short."""
+"""Calls that a cancellation does not cut short, and cancellations that must not be lost."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
-from asyncdl.together import finished
+from asyncdl.together import finished, give_up, raise_if_cancelled
 
 pytestmark = pytest.mark.anyio
 
@@ -50,3 +51,58 @@ async def test_its_result_and_its_error_come_out() -> None:
     assert await finished(gives()) == 3
     with pytest.raises(ValueError, match="its own"):
         await finished(fails())
+
+
+async def test_a_cancellation_is_not_lost_when_something_fails_in_its_place() -> None:
+    begun = asyncio.Event()
+
+    async def child() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("while it cleaned up")
+
+    async def goes_on_after_failures() -> None:
+        for _ in range(2):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(child())
+            except* OSError:
+                raise_if_cancelled()
+
+    task = asyncio.create_task(goes_on_after_failures())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_nobody_who_was_not_cancelled_is_told_so() -> None:
+    raise_if_cancelled()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+    raise_if_cancelled()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_call_that_was_given_up_ends_and_nobody_is_told_how(fails: bool) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def call() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if fails:
+                raise OSError("nobody asks")
+
+    task = asyncio.ensure_future(call())
+    await asyncio.sleep(0)
+    give_up(task)
+    await asyncio.wait({task})
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+    assert told == []

@@ -37,6 +37,7 @@ from asyncdl.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from asyncdl.together import raise_if_cancelled
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -428,12 +429,15 @@ class MySQLDatabase(PooledDatabase):
         """Yield what was announced, by looking for it some times a second; "" where several commits came between."""
         known: int | None = None
         while True:
-            with suppress(StoreError):  # one that is away is noticed by those who use it
+            try:
                 [(found, words)] = await self.fetch(f"SELECT n, words FROM {_COMMITS} WHERE id = 1")  # noqa: S608
-                if found != known:
-                    single = known is not None and found == known + 1
-                    known = found
-                    yield words if single else ""
+            except StoreError:  # one that is away is noticed by those who use it
+                raise_if_cancelled()
+                found = known
+            if found != known:
+                single = known is not None and found == known + 1
+                known = found
+                yield words if single else ""
             await asyncio.sleep(_POLL)
 
 

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import importlib.util
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -39,6 +39,7 @@ from asyncdl.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from asyncdl.together import raise_if_cancelled
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
@@ -309,7 +310,7 @@ class PostgreSQLDatabase(PooledDatabase):
         shortest, longest = _BACKOFF
         wait = shortest
         while True:
-            with suppress(StoreError):
+            try:
                 async with self._lease() as driver:
                     with translated(translate, self.url):
                         heard = await self._listen(driver)
@@ -320,6 +321,8 @@ class PostgreSQLDatabase(PooledDatabase):
                             yield await self._hear(driver, heard)
                     finally:
                         driver.terminate()  # it would go on to listen in the pool
+            except StoreError:
+                raise_if_cancelled()
             self._opened()
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from asyncdl.drivers.counted import Counted
 from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.errors import AsyncDLError, ClosedError, ConflictError, StoreError
+from asyncdl.together import raise_if_cancelled
 
 if TYPE_CHECKING:
     from sqlalchemy import Executable
@@ -231,13 +232,17 @@ class SQLDatabase(Counted):
         A database that is away for a while is waited for. Note for implementers: yield at once, and again when a lost
         connection is back: what was committed in between is known to nobody.
         """
-        known = None
+        known: int | None = None
         while True:
-            with suppress(StoreError):  # one that is away is noticed by those who use it
+            found: int | None
+            try:
                 found = await self.version()
-                if found != known:
-                    known = found
-                    yield ""
+            except StoreError:  # one that is away is noticed by those who use it
+                raise_if_cancelled()
+                found = known
+            if found != known:
+                known = found
+                yield ""
             await asyncio.sleep(_POLL)
 
     async def write(self, *statements: Statement) -> list[Outcome]:

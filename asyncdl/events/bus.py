@@ -13,7 +13,7 @@ from asyncdl.errors import EventsTrimmedError
 from asyncdl.events.filters import EventFilter
 from asyncdl.events.log import EventLog, describe
 from asyncdl.events.types import Event, HandlerFailed
-from asyncdl.together import is_ours
+from asyncdl.together import is_ours, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.events")
 
@@ -92,6 +92,7 @@ class EventBus:
             await self._failed(handler, event, error)  # not the bus was cancelled, but what the handler waited for
         except Exception as error:  # the user's code: whatever it raises is theirs to see, and no more
             await self._failed(handler, event, error)
+        raise_if_cancelled()  # the handler may have taken that for its own
 
     async def _failed(self, handler: Handler, event: Event, error: BaseException) -> None:
         logger.error("the handler %s failed on %r", describe(handler), event, exc_info=error)

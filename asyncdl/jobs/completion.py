@@ -17,6 +17,7 @@ from asyncdl.events.types import ComponentAdded
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
 from asyncdl.metadata.base import JobFilter, MetadataStore
 from asyncdl.metadata.records import GOING_ON, UNFINISHED, ComponentRecord
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -48,6 +49,7 @@ class Completion:
             try:
                 await self._look()
             except StoreError:
+                raise_if_cancelled()
                 logger.exception("cannot look for completed work; trying again")
                 await asyncio.sleep(0.5)
                 continue  # no other commit need come

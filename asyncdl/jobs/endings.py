@@ -23,6 +23,7 @@ from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.work import Stores, Work
 from asyncdl.metadata.changes import Change, FinishJob
 from asyncdl.metadata.records import JobRecord, JobState
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -108,6 +109,7 @@ class Endings:
             try:
                 await self._stores.metadata.commit(back)
             except StoreUnavailableError:
+                raise_if_cancelled()
                 await asyncio.sleep(wait * (1 + random.random() / 2))  # noqa: S311 - jitter
                 wait = min(2 * wait, max(self._lease / 3, self._backoff))
             else:

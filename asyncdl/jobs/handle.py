@@ -12,6 +12,7 @@ from asyncdl.databackend.tables import Key
 from asyncdl.errors import JobCancelledError, JobFailedError, JobTimeoutError
 from asyncdl.jobs.completion import Completion
 from asyncdl.metadata.base import JobFilter, MetadataStore
+from asyncdl.together import give_up
 
 
 class Progress(NamedTuple):
@@ -104,7 +105,7 @@ class Handle:
                     await asyncio.wait({waiting, commit}, return_when=asyncio.FIRST_COMPLETED)
                     seen = commit.result() if commit.done() else seen
                 finally:
-                    commit.cancel()
+                    give_up(commit)
                 found = await self._progress()
                 if found != last:
                     last = found
@@ -114,7 +115,7 @@ class Handle:
             if found != last:
                 yield found
         finally:
-            waiting.cancel()
+            give_up(waiting)
 
     async def wait_quietly(self) -> None:
         """Wait without showing anything, and without regard to failures."""

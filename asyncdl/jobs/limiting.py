@@ -32,6 +32,7 @@ from asyncdl.jobs.gathering import Gathering, gathers
 from asyncdl.jobs.rates import Rate
 from asyncdl.jobs.shares import Shares
 from asyncdl.metadata.base import MetadataStore
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -209,6 +210,7 @@ class LimitedCompute(ComputeBackend):
                 for _ in range(min(width, len(task.inputs))):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
+            raise_if_cancelled()
             raise failures.exceptions[0] from None
         return outputs
 

@@ -38,7 +38,7 @@ from asyncdl.jobs.writing import Attempt, Progress, RetiredError, Writer
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, HoldJob, PutJob, SetComponentStatus
 from asyncdl.metadata.records import UNFINISHED, JobRecord, JobState
-from asyncdl.together import both
+from asyncdl.together import both, raise_if_cancelled
 
 _TARGET = 0.8
 """Seconds of the model's that a worker's own batches aim at: there may be many workers, and each batch is some work here."""
@@ -341,6 +341,7 @@ class ListenerWork(Work):
                     await self._finish(batch)
                 del reader
         except BaseExceptionGroup as failures:
+            raise_if_cancelled()
             raise _first(failures) from None
         finally:
             while not window.empty():

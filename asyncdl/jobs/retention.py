@@ -19,6 +19,7 @@ from asyncdl.events.types import EventsTrimmed
 from asyncdl.jobs.scheduler import CURSOR, PLANNED_TYPES
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.metadata.changes import Change, DeleteEvents, MoveCursor
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -48,6 +49,7 @@ class Retention:
             except ConflictError:
                 logger.debug("another process deletes old events")
             except StoreError:
+                raise_if_cancelled()
                 logger.exception("cannot delete old events; trying again later")
             await asyncio.sleep(_EVERY)
 

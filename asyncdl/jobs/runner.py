@@ -30,7 +30,7 @@ from asyncdl.jobs.work import InterruptedWork, Stores, Work
 from asyncdl.metadata.base import JobFilter
 from asyncdl.metadata.changes import Change, ClaimJob, FinishJob, RenewLeases
 from asyncdl.metadata.records import JobRecord
-from asyncdl.together import finished
+from asyncdl.together import finished, give_up, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -124,6 +124,7 @@ class Runner:
                     self._waits = True
                     seen = await self._wait(seen, due)
             except StoreError:
+                raise_if_cancelled()
                 logger.exception("cannot claim jobs; trying again")
                 self._endings.unsure = True
                 await asyncio.sleep(self._options.backoff)
@@ -148,8 +149,8 @@ class Runner:
             await asyncio.wait({commit, room}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             return commit.result() if commit.done() else seen
         finally:
-            commit.cancel()
-            room.cancel()
+            give_up(commit)
+            give_up(room)
 
     def _now(self) -> float:
         return self._stores.metadata.clock.now()
@@ -285,8 +286,7 @@ class Runner:
             if job.attempts > job.max_attempts:
                 raise RuntimeError(f"the processes that ran this job died, {job.attempts - 1} times")
             try:
-                await self._in_time(job, work)
-                await self._endings.succeed(job, work)
+                await self._do(job, work)
             except StoreUnavailableError as error:
                 await self._endings.postpone(job, error)
             except ComponentNotReadyError as error:
@@ -307,6 +307,15 @@ class Runner:
             self._endings.under_way.discard(job.id)
             self._room.set()
             self._drained.set()
+
+    async def _do(self, job: JobRecord, work: Work) -> None:
+        """Do a job's work, and conclude it."""
+        try:
+            await self._in_time(job, work)
+            await self._endings.succeed(job, work)
+        except Exception:
+            raise_if_cancelled()
+            raise
 
     async def _in_time(self, job: JobRecord, work: Work) -> None:
         waited = (job.started or 0.0) - max(job.created, job.not_before)
@@ -335,6 +344,7 @@ class Runner:
                     await self._renew(ids)
                 held = await self._held(ids)
             except StoreError:
+                raise_if_cancelled()
                 logger.exception("cannot renew leases; trying again")
                 await asyncio.sleep(self._options.lease / 10)
                 renew = 0.0

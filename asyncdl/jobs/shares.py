@@ -25,6 +25,7 @@ from asyncdl.components.cursors import share_of, shares_of
 from asyncdl.errors import ConflictError, StoreError
 from asyncdl.metadata.base import MetadataStore
 from asyncdl.metadata.changes import Change, DeleteCursor, MoveCursor
+from asyncdl.together import raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -196,6 +197,7 @@ class Shares:
                 await asyncio.sleep(random.random() * 0.01)  # noqa: S311 - so that they do not meet again
                 continue
             except StoreError:
+                raise_if_cancelled()
                 logger.warning("the share of model %r cannot be kept up; trying again", self._name, exc_info=True)
                 self._use(self.allowed)
                 satisfied = False

@@ -20,6 +20,7 @@ from asyncdl.metadata.mongo_changesets import ChangeSetCommits
 from asyncdl.metadata.mongo_commits import LOG, STORE, Commits, TransactionCommits, collection
 from asyncdl.metadata.records import UNFINISHED, ComponentRecord, EventRecord, IntentRecord, JobRecord, JobState
 from asyncdl.metadata.wakeup import Wakeup
+from asyncdl.together import raise_if_cancelled
 
 SCHEMA_VERSION = 1
 
@@ -184,11 +185,11 @@ class MongoMetadataStore(MetadataStore):
     async def _watch(self) -> None:
         stream = self._follow if self.database.transactional else self._poll
         while True:
-            with contextlib.suppress(StoreError):  # a store that is away for a while is noticed by those who use it
+            try:
                 await stream()
+            except StoreError:  # a store that is away for a while is noticed by those who use it
+                raise_if_cancelled()
             await asyncio.sleep(_AGAIN)
-            with contextlib.suppress(StoreError):
-                self._notice(await self._commits.log())
 
     async def _poll(self) -> None:
         while True:

@@ -27,9 +27,10 @@ from asyncdl.metadata.base import MetadataStore
 
 S = TypeVar("S", ArtifactStore, ComputeBackend, DataBackend, MetadataStore)
 
-Fault = Literal["refused", "lost", "outage", "hung", "reached"]
+Fault = Literal["refused", "lost", "outage", "hung", "stuck", "reached"]
 """What becomes of the call: it raises and is not made; it is made, and raises all the same; it raises, and so does every other
-from then on, until `Faults.heal`; it neither returns nor is made until then, and raises; it is made as ever.
+from then on, until `Faults.heal`; it neither returns nor is made until then, and raises; the same, but that it raises also when
+it is given up, in the place of a CancelledError, and so does every other from then on; it is made as ever.
 
 What is raised is a `StoreUnavailableError`, by compute a `ComputeUnavailableError`, or a `WorkerLostError` where a batch was run.
 """
@@ -61,6 +62,7 @@ class Faults:
         self.reached = asyncio.Event()
         self._at = 0
         self._fault: Fault = "reached"
+        self._given_up = False
         self._healed = asyncio.Event()
         self._healed.set()
 
@@ -69,6 +71,7 @@ class Faults:
         self.calls = []
         self.reached.clear()
         self._healed.clear()
+        self._given_up = False
         self._at, self._fault = at, fault
 
     def heal(self) -> None:
@@ -84,19 +87,30 @@ class Faults:
         if number == self._at:
             self.reached.set()
             return self._fault
-        return "outage" if self._fault == "outage" and self.reached.is_set() else None
+        lasts = self._given_up or (self._fault == "outage" and self.reached.is_set())
+        return "outage" if lasts else None
 
     async def call(self, name: str, make: Callable[[], Awaitable[Any]]) -> Any:
         """Make a call, as far as it is to be made."""
         fault = self.next(name)
-        if fault == "hung":
-            await self._healed.wait()
-        if fault in {"refused", "outage", "hung"}:
-            raise _unavailable(name, "was not made")
+        await self.before(name, fault)
         result = await make()
         if fault == "lost":
             raise _unavailable(name, "was made, and its answer lost")
         return result
+
+    async def before(self, name: str, fault: Fault | None) -> None:
+        """Wait, and raise, where a call with this fault is not made."""
+        if fault == "hung":
+            await self._healed.wait()
+        if fault == "stuck":
+            try:
+                await self._healed.wait()
+            except asyncio.CancelledError:
+                self._given_up = True
+                raise _unavailable(name, "was given up") from None
+        if fault in {"refused", "outage", "hung", "stuck"}:
+            raise _unavailable(name, "was not made")
 
 
 def _unavailable(name: str, what: str) -> Exception:
@@ -186,10 +200,7 @@ async def _block(faults: Faults, called: str, block: AbstractAsyncContextManager
     async with block as value:
         yield value
         end = faults.next(f"{called} ends")
-        if end == "hung":
-            await faults._healed.wait()
-        if end in {"refused", "outage", "hung"}:
-            raise _unavailable(f"{called} ends", "was not made")
+        await faults.before(f"{called} ends", end)
     if end == "lost":
         raise _unavailable(f"{called} ends", "was made, and its answer lost")
 
@@ -203,16 +214,14 @@ class _FaultyFuture(ComputeFuture):
         self._faults = faults
         self._fault = faults.next(called)
         self._called = called
-        self._inner = None if self._fault in {"refused", "outage", "hung"} else submit()
+        self._inner = None if self._fault in {"refused", "outage", "hung", "stuck"} else submit()
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self._result().__await__()
 
     async def _result(self) -> list[Any]:
-        if self._inner is None:
-            if self._fault == "hung":
-                await self._faults._healed.wait()
-            raise _unavailable(self._called, "was not made")
+        await self._faults.before(self._called, self._fault)
+        assert self._inner is not None
         outputs = await self._inner
         if self._fault == "lost":
             raise WorkerLostError(f"a fault for a test: {self._called} was made, and its outputs lost")

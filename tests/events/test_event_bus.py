@@ -309,3 +309,26 @@ async def test_events_during_an_outage_are_delivered_after_it(tmp_path: Path) ->
     running.cancel()
     await asyncio.wait([running])
     await store.aclose()
+
+
+@pytest.mark.parametrize("error", [None, ValueError("while it cleaned up")])
+async def test_a_handler_that_takes_the_end_for_its_own_does_not_keep_the_bus_running(
+    log: EventLog, error: Exception | None
+) -> None:
+    bus, waits = EventBus(log), asyncio.Event()
+
+    @bus.on(RowsInserted)
+    async def stubborn(event: Event) -> None:
+        waits.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+
+    task = asyncio.create_task(bus.run(since=0))
+    await log.publish(RowsInserted(table="t", ids=[1]))
+    await waits.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()

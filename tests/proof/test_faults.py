@@ -97,7 +97,7 @@ async def suffer(call: asyncio.Future[Any], faults: Faults, fault: str) -> bool:
     reached = asyncio.ensure_future(faults.reached.wait())
     try:
         await asyncio.wait({call, reached}, return_when=asyncio.FIRST_COMPLETED)
-        if fault in {"hung", "reached"}:
+        if fault in {"hung", "stuck", "reached"}:
             call.cancel()
         async with asyncio.timeout(PATIENCE):
             await call
@@ -132,6 +132,37 @@ async def trial(uris: dict[str, str], scenario: Scenario, at: int, fault: Any) -
             await check(db, scenario, done=done)
     async with asyncdl.connect(**uris, **SETTINGS) as db:
         await check(db, scenario, done=done)
+        await nothing_is_left_over(db)
+    return calls if len(calls) < at else []
+
+
+async def closing(uris: dict[str, str], scenario: Scenario, at: int, fault: Any) -> list[str]:
+    """Close a datalayer of which one call has the fault, and all that are made while it closes; return as `trial` does."""
+    async with asyncdl.connect(**uris, **SETTINGS, worker=False) as real:
+        faults = Faults()
+        db = await asyncdl.connect(
+            faulty(real.databackend, faults),
+            metadata_store=faulty(real.metadata, faults),
+            artifact_store=faulty(real.artifact_store, faults),
+            compute=faulty(LocalComputeBackend(1, 1), faults),
+            **{**SETTINGS, "job_lease": 1.0},  # what cannot be given back is left to it
+        )
+        await db.wait_idle(PATIENCE)
+        faults.arm(at, fault)
+        done = asyncio.ensure_future(scenario.do(db))
+        reached = asyncio.ensure_future(faults.reached.wait())
+        await asyncio.wait({done, reached}, return_when=asyncio.FIRST_COMPLETED)
+        idle = asyncio.ensure_future(db.wait_idle(PATIENCE))
+        await asyncio.wait({idle, reached}, return_when=asyncio.FIRST_COMPLETED)
+        calls = faults.calls
+        async with asyncio.timeout(PATIENCE):
+            await db.aclose()
+        faults.heal()
+        for each in (done, reached, idle):
+            each.cancel()
+        await asyncio.wait({done, reached, idle})
+    async with asyncdl.connect(**uris, **SETTINGS) as db:
+        await check(db, scenario, done=not done.cancelled() and done.exception() is None)
         await nothing_is_left_over(db)
     return calls if len(calls) < at else []
 
@@ -189,11 +220,27 @@ CHOSEN = [
 async def test_every_call_fails_in_turn(
     prepared: Callable[[str], Any], pair: tuple[str, str], name: str, fault: Fault
 ) -> None:
+    await each_in_turn(prepared, name, fault, trial)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [each for each in SCENARIOS if ALL or each in {"add", "update"}])
+@pytest.mark.parametrize("pair", STORES + MORE_STORES * ALL, ids=" + ".join)
+async def test_whatever_it_waits_for_and_whatever_comes_of_that_it_closes(
+    prepared: Callable[[str], Any], pair: tuple[str, str], name: str
+) -> None:
+    await each_in_turn(prepared, name, "stuck", closing)
+
+
+async def each_in_turn(
+    prepared: Callable[[str], Any], name: str, fault: Fault, attempt: Callable[..., Awaitable[list[str]]]
+) -> None:
+    """Make trials, or closings, until one did all that was to be done before the call came that was to have the fault."""
     at, over = 1, False
     while not over:
         numbers = range(at, at + AT_ONCE)
         uris = [await prepared(str(each)) for each in numbers]
-        trials = [trial(each, SCENARIOS[name], number, fault) for each, number in zip(uris, numbers, strict=True)]
+        trials = [attempt(each, SCENARIOS[name], number, fault) for each, number in zip(uris, numbers, strict=True)]
         results = await asyncio.gather(*trials, return_exceptions=True)
         for number, result in zip(numbers, results, strict=True):
             if isinstance(result, BaseException):

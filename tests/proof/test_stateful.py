@@ -1,6 +1,6 @@
 """Random deeds, faults, kills and cancellations, held against a simple model in memory.
 
-``ASYNCDL_STATEFUL`` says how many examples are tried for each store (12).
+``ASYNCDL_STATEFUL`` says how many examples are tried for each store (30).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.places import stores_of
 from tests.proof import world
 from tests.proof.world import How, World
 
-EXAMPLES = int(os.environ.get("ASYNCDL_STATEFUL", "12"))
+EXAMPLES = int(os.environ.get("ASYNCDL_STATEFUL", "30"))
 STEPS = 25
 STORES = [("sqlite", "sqlite"), ("sqlite", "own"), ("postgresql", "postgresql"), ("replica set", "replica set")]
 

@@ -248,7 +248,7 @@ class World:
         try:
             async with asyncio.timeout(PATIENCE):
                 await asyncio.wait({call, reached}, return_when=asyncio.FIRST_COMPLETED)
-                if how.way in {"cancelled", "killed"} or how.fault in {"hung", "reached"}:
+                if how.way in {"cancelled", "killed"} or how.fault in {"hung", "stuck", "reached"}:
                     call.cancel()
                 await call
         except (AsyncDLError, asyncio.CancelledError):
