@@ -20,6 +20,7 @@ from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask, RowError
 from asyncdl.compute.futures import completed
 from asyncdl.errors import ClosedError, ComponentNotFoundError, ComponentNotReadyError, ModelError, WorkerLostError
 from asyncdl.jobs.work import Stores
+from asyncdl.together import end
 
 BATCH = 256
 """Inputs of concurrent callers in one batch, at most."""
@@ -67,10 +68,7 @@ class Predictor:
 
     async def aclose(self) -> None:
         """Answer no more: whoever waits gets a `ClosedError`."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
         for lane in self._lanes.values():  # whose tasks were cancelled before their first step
             _fail(lane.waiting, _closed())
         self._lanes.clear()
@@ -108,10 +106,7 @@ class Predictor:
                 for output in await window.pop(0):
                     yield _output(found, output)
         finally:
-            for future in window:
-                future.cancel()
-            if window:
-                await asyncio.wait(window)
+            await end(window)
 
     async def find(self, model: str | Model, signature: Signature) -> tuple[Model, ModelCall]:
         """Return a model that is installed (of a name: its newest version), and how it is called for one input.

@@ -26,7 +26,7 @@ from asyncdl.compute.workers import Workers
 from asyncdl.errors import AsyncDLError, ClosedError, ModelError
 from asyncdl.jobs.limiting import LimitedCompute
 from asyncdl.prediction import Predictor, one_input
-from asyncdl.together import is_ours
+from asyncdl.together import end, is_ours
 
 _THREADS = 16
 """Streams of generator functions that can be under way at once: each holds a thread while its model works."""
@@ -78,15 +78,11 @@ class Streams:
                 raise ClosedError(f"the datalayer was closed while {found} was streaming")
             task.result()
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await end([task])
 
     async def aclose(self) -> None:
         """End all streams: whoever iterates gets a `ClosedError`."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
         if self._threads is not None:
             await self._threads.aclose(_GRACE)
         await self._closing.aclose(_GRACE)

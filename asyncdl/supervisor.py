@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from asyncdl.together import is_ours
+from asyncdl.together import end, is_ours
 
 logger = logging.getLogger("asyncdl")
 
@@ -56,5 +56,4 @@ class Supervisor:
         """Cancel the services and wait until they have ended."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+            await end([task])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, TypeVar
 
 S = TypeVar("S")
@@ -34,6 +34,15 @@ async def finished(call: Awaitable[T]) -> T:
             future.exception()  # it has been seen
         raise cancelled
     return future.result()
+
+
+async def end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    ending = set(tasks)
+    for each in ending:
+        each.cancel()
+    if ending:
+        await asyncio.wait(ending)
 
 
 def give_up(call: asyncio.Future[Any]) -> None:

@@ -16,6 +16,7 @@ from asyncdl.compute import dask_worker
 from asyncdl.compute.dask_crew import Crew, Needs
 from asyncdl.compute.dask_traffic import Fetches, Submissions, Whom
 from asyncdl.errors import ComputeError, ComputeUnavailableError, WorkerLostError
+from asyncdl.together import end
 
 Client = Any
 Future = Any
@@ -87,10 +88,7 @@ class Connection:
                 await self._client.close()
         except (TimeoutError, OSError) as error:
             logger.info("the connection to the Dask scheduler %s did not close well: %r", self.address, error)
-        for each in self._asides:
-            each.cancel()
-        if self._asides:
-            await asyncio.wait(self._asides)
+        await end(self._asides)
 
     async def look(self) -> None:
         """See who is there, and get to know those who are new.

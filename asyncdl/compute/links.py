@@ -24,6 +24,7 @@ from typing import Any
 
 from asyncdl import codec
 from asyncdl.errors import JobCancelledError
+from asyncdl.together import end
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +106,7 @@ class LocalLink(Link):
     async def aclose(self) -> None:
         """Answer no more."""
         self._closed = True
-        for task in self._answering:
-            task.cancel()
-        if self._answering:
-            await asyncio.wait(self._answering)
+        await end(self._answering)
 
 
 class RemoteLink(Link):
@@ -210,10 +208,7 @@ async def _served(link: LocalLink, host: str) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
-        for task in serving:
-            task.cancel()
-        if serving:
-            await asyncio.wait(serving)
+        await end(serving)
 
 
 async def _serve(link: LocalLink, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: bytes) -> None:

@@ -21,6 +21,7 @@ from asyncdl.compute.base import ComputeFuture, ModelCall, ModelTask
 from asyncdl.compute.futures import Answered, completed
 from asyncdl.errors import ModelError, WorkerLostError
 from asyncdl.jobs.batching import BYTES, BatchSize, weight_of
+from asyncdl.together import end
 
 _FEW = 64
 """Inputs up to which a batch goes with others."""
@@ -128,10 +129,7 @@ class Gathering:
         for lane in self._lanes.values():
             for part in lane.waiting:
                 part.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
         self._lanes.clear()
 
     def _call(self, lane: _Lane) -> None:

@@ -12,7 +12,7 @@ from asyncdl.databackend.tables import Key
 from asyncdl.errors import JobCancelledError, JobFailedError, JobTimeoutError
 from asyncdl.jobs.completion import Completion
 from asyncdl.metadata.base import JobFilter, MetadataStore
-from asyncdl.together import give_up
+from asyncdl.together import end, give_up
 
 
 class Progress(NamedTuple):
@@ -80,8 +80,7 @@ class Handle:
             raise JobTimeoutError(f"the work was not done within {timeout} s; it goes on") from error
         finally:
             if showing is not None:
-                showing.cancel()
-                await asyncio.wait({showing})
+                await end([showing])
         await self._check()
 
     async def _check(self) -> None:

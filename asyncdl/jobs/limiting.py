@@ -32,7 +32,7 @@ from asyncdl.jobs.gathering import Gathering, gathers
 from asyncdl.jobs.rates import Rate
 from asyncdl.jobs.shares import Shares
 from asyncdl.metadata.base import MetadataStore
-from asyncdl.together import raise_if_cancelled
+from asyncdl.together import end, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
@@ -72,15 +72,9 @@ class LimitedCompute(ComputeBackend):
         """Close the backend, and let others have what this process was allowed."""
         self._closed = True
         await self._gathering.aclose()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await end(self._tasks)
         await self.inner.aclose()
-        for task in self._keeping.values():
-            task.cancel()
-        if self._keeping:
-            await asyncio.wait(self._keeping.values())
+        await end(self._keeping.values())
         for shares in self._shares.values():
             with contextlib.suppress(StoreError):  # then others find it dead
                 await shares.give_back()

@@ -32,6 +32,7 @@ from asyncdl.metadata.sql_tables import (
     schema,
 )
 from asyncdl.metadata.wakeup import TOPICS, Wakeup, topics_of
+from asyncdl.together import end
 
 _GATES = "gates"
 """The lock that claims share, and that who closes a gate has alone."""
@@ -109,8 +110,7 @@ class SQLMetadataStore(MetadataStore):
         self._wakeup.wake()  # who waits for commits learns that none will come
         try:
             if self._watching is not None:
-                self._watching.cancel()
-                await asyncio.wait([self._watching])
+                await end([self._watching])
         finally:
             await self.database.aclose()
 
