@@ -63,7 +63,7 @@ class EventBus:
         seen = 0
         while not self._handlers:  # nothing is read, and nothing kept for who registers later
             seen = await self._log.changed(seen)
-            head = await self._log.last()
+            head = await self._log.known_head()
             if not self._handlers:
                 self._position = head
         while True:

@@ -91,7 +91,7 @@ class Subscription:
                 seen = await self._store.wait_for_commits(seen, "events")
             head, records = self._head, await self._read()
             if not records and self._position >= head:
-                self._head = await self._store.last_event()  # once it is read again, there is none for us up to here
+                self._head = await self._store.known_head()  # once it is read again, there is none for us up to here
                 more = False
                 continue
             if not records or records[0].seq != self._position + 1:
@@ -245,6 +245,10 @@ class EventLog:
     async def last(self) -> int:
         """Return the ``seq`` of the newest event."""
         return await self._store.last_event()
+
+    async def known_head(self) -> int:
+        """Return the ``seq`` of the newest event of which this process knows, without asking where it need not."""
+        return await self._store.known_head()
 
     def close(self) -> None:
         """Refuse new subscriptions."""

@@ -159,6 +159,13 @@ class MetadataStore(ABC):
     async def last_event(self) -> int:
         """Return the largest ``seq`` that is visible, 0 if there has been none."""
 
+    async def known_head(self) -> int:
+        """Return a ``seq`` such that all events up to it are visible: those of which `wait_for_commits` has told, at least.
+
+        It may be less than `last_event`, and costs no query where the store is told of numbers.
+        """
+        return await self.last_event()
+
     @abstractmethod
     async def cursor(self, name: str) -> int | None:
         """Return where a named cursor stands."""

@@ -67,6 +67,7 @@ class MongoMetadataStore(MetadataStore):
         self.clock = StoreClock(database.time)
         self._wakeup = Wakeup()
         self._told: dict[Topic, int] = {}
+        self._head = 0
         self._watching: asyncio.Task[None] | None = None
         self._watches = watches
         self._open = False
@@ -175,6 +176,7 @@ class MongoMetadataStore(MetadataStore):
 
     def _notice(self, log: Mapping[str, Any]) -> None:
         """Wake those whom the commits concern that the log counts and that were not told of yet: each commit once."""
+        self._head = max(self._head, log.get("seq", 0))
         new: set[Topic] = set()
         for topic, number in log.get("topics", {}).items():
             if number > self._told.get(topic, 0):
@@ -206,7 +208,7 @@ class MongoMetadataStore(MetadataStore):
                 elif change["operationType"] == "update":
                     updated = change["updateDescription"]["updatedFields"]
                     topics = {name.removeprefix("topics."): n for name, n in updated.items() if "topics." in name}
-                    self._notice({"topics": topics})
+                    self._notice({"topics": topics, "seq": updated.get("seq", 0)})
                 else:
                     self._notice(change.get("fullDocument", {}))
 
@@ -284,6 +286,11 @@ class MongoMetadataStore(MetadataStore):
         await self._commits.settle()
         found = await self.database.find_one(collection("events"), {}, fields={"_id": 1}, sort=[("_id", -1)])
         return 0 if found is None else int(found["_id"])
+
+    async def known_head(self) -> int:
+        """Return the last event's number, as of the newest state of the log that this process has seen."""
+        self._check()
+        return self._head
 
     async def cursor(self, name: str) -> int | None:
         """Return where a named cursor stands."""

@@ -215,8 +215,11 @@ def _size(changes: Changes) -> int:
     )
 
 
-class _NothingHeldError(Exception):
-    """Of a group's commits none is to be made: the transaction is undone."""
+class _RefusedError(Exception):
+    """Some of a group's commits are not to be made, and the log has counted their events: the transaction is undone.
+
+    It cannot count back: whoever follows the log's changes would have seen a number that is never given.
+    """
 
     def __init__(self, outcomes: list[Outcome]) -> None:
         self.outcomes = outcomes
@@ -239,15 +242,18 @@ class TransactionCommits(Commits):
         async with self._database.turn:
             try:
                 return await self._database.transact(attempt)
-            except _NothingHeldError as nothing:
-                return nothing.outcomes
+            except _RefusedError as refused:
+                outcomes = refused.outcomes
+        held = [changes for changes, outcome in zip(group, outcomes, strict=True) if not isinstance(outcome, Exception)]
+        again = iter(await self._make(held) if held else ())
+        return [outcome if isinstance(outcome, Exception) else next(again) for outcome in outcomes]
 
     async def join(self, unit: MongoUnit, changes: Changes) -> Committed:
         """Apply changes in the transaction of a databackend, which is committed."""
         try:
             [outcome] = await unit.commit(self._body([changes]))
-        except _NothingHeldError as nothing:
-            [outcome] = nothing.outcomes
+        except _RefusedError as refused:
+            [outcome] = refused.outcomes
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -273,11 +279,8 @@ class TransactionCommits(Commits):
             }
             await work()
             left, outcomes = planned(group, read, log["seq"] - appended)
-            if all(isinstance(each, Exception) for each in outcomes):
-                raise _NothingHeldError(with_log(outcomes, log))
-            if left.seq != log["seq"]:  # some were left out, and their events with them
-                log = {**log, "seq": left.seq}
-                self._database.write_last(STORE, [Write("update", {"_id": LOG}, {"$set": {"seq": left.seq}})], tx)
+            if left.seq != log["seq"] or all(isinstance(each, Exception) for each in outcomes):
+                raise _RefusedError(with_log(outcomes, log))
             writes: dict[str, list[Write]] = {}
             for effect in left.effects():
                 writes.setdefault(effect.collection, []).append(_write(effect))

@@ -139,6 +139,25 @@ class EventTests(MetadataHooks):
         for each, token in zip((store, other), seen, strict=True):
             assert await each.wait_for_commits(token, topic) != token
 
+    async def test_who_is_woken_knows_of_the_event_and_of_none_that_is_not_there(
+        self, store: MetadataStore, other: MetadataStore
+    ) -> None:
+        await store.commit(MoveCursor("c", 1))
+        stores, heads = (store, other), [0, 0]
+        for n in range(8):
+            seen = [await each.wait_for_commits(0, "events") for each in stores]
+            refused = [stores[n % 2].commit(event("x"), MoveCursor("c", 9, expected=7)) for _ in range(3)]
+            made, *outcomes = await asyncio.gather(stores[n % 2].commit(event("y")), *refused, return_exceptions=True)
+            assert not isinstance(made, BaseException)
+            assert all(isinstance(each, ConflictError) for each in outcomes)
+            for at, each in enumerate(stores):
+                while heads[at] < made[0].seq:
+                    heads[at] = await each.known_head()
+                    assert heads[at] <= await each.last_event()
+                    if heads[at] < made[0].seq:
+                        seen[at] = await each.wait_for_commits(seen[at], "events")
+        assert len(await store.events(0)) == 8
+
     async def test_wake_wakes_without_a_commit(self, store: MetadataStore) -> None:
         seen = await store.wait_for_commits(0)
         waiting = asyncio.create_task(store.wait_for_commits(seen))
