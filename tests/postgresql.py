@@ -199,6 +199,14 @@ class EmbeddedServer:
         self._process.wait()
         psutil.wait_procs(children, timeout=10)
 
+    def freeze(self) -> list[psutil.Process]:
+        """Stop every process of the server where it is; return them, to be resumed."""
+        parent = psutil.Process(self._process.pid)
+        processes = [parent, *parent.children(recursive=True)]
+        for each in processes:
+            each.suspend()
+        return processes
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGINT)
         self._process.wait(20)

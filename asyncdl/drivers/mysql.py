@@ -198,12 +198,8 @@ class MySQLDatabase(PooledDatabase):
             driver.close()
         if self._ending:
             await asyncio.wait(self._ending)
-        while self._idle:
-            driver = self._idle.popleft()
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await driver.ensure_closed()
-            driver.close()
+        idle, self._idle = self._idle, deque()
+        await asyncio.gather(*map(_quit, idle))
 
     def _opened(self) -> None:
         if not self._is_open:
@@ -439,6 +435,14 @@ class MySQLDatabase(PooledDatabase):
                 known = found
                 yield words if single else ""
             await asyncio.sleep(_POLL)
+
+
+async def _quit(driver: Any) -> None:
+    """Close a connection, and tell the server, if it listens."""
+    with suppress(Exception):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await driver.ensure_closed()
+    driver.close()
 
 
 def _broken(driver: Any) -> bool:

@@ -13,9 +13,10 @@ import asyncio
 import hashlib
 import importlib.util
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
+from weakref import WeakSet
 
 from asyncdl.drivers.elsewhere import Elsewhere
 from asyncdl.drivers.pooled import (
@@ -88,6 +89,7 @@ class PostgreSQLDatabase(PooledDatabase):
             raise MissingDependencyError(f"{self.url} needs asyncpg: pip install 'asyncdl[postgres]'")
         self._engine: AsyncEngine | None = None
         self._cursors: dict[Any, Any] = {}  # the transactions of streams
+        self._made: WeakSet[Any] = WeakSet()
         self._unsettled: set[Any] = set()  # of which asyncpg does not know yet how their cancelled statement ended
 
     @property
@@ -127,6 +129,7 @@ class PostgreSQLDatabase(PooledDatabase):
         except BaseException:
             connection.terminate()
             raise
+        self._made.add(connection)
         return connection
 
     async def _dispose(self) -> None:
@@ -138,7 +141,12 @@ class PostgreSQLDatabase(PooledDatabase):
         if self._ending:
             await asyncio.wait(self._ending)
         if engine is not None:
-            await engine.dispose()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await engine.dispose()
+        for driver in self._made:  # of a server that does not answer
+            driver.terminate()
+        self._made.clear()
 
     def _opened(self) -> AsyncEngine:
         if self._engine is None:

@@ -1,4 +1,4 @@
-"""A server that goes away again and again while a job runs costs the job no attempt."""
+"""A server that goes away again and again, or answers nothing, while a job runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 import asyncdl
 from asyncdl import Listener, Model
+from asyncdl.drivers import postgresql
+from asyncdl.jobs import endings
 from tests.conftest import rows_of
 from tests.postgresql import EmbeddedServer
 
@@ -83,5 +85,41 @@ async def test_outages_cost_a_job_no_attempt(tmp_path: Path) -> None:
                 assert (job.state, job.attempts) == ("succeeded", 1)
         finally:
             logger.removeHandler(postponed)
+            gates.remove(gate)
+            await asyncio.to_thread(server.stop)
+
+
+@pytest.mark.timeout(180)
+async def test_a_server_that_answers_nothing_does_not_keep_a_datalayer_from_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "_PATIENCE", 0.5)
+    monkeypatch.setattr(postgresql, "CONNECT_TIMEOUT", 3.0)  # else it takes half a minute
+    gate = Gate()
+    gates.append(gate)
+    with TemporaryDirectory(prefix="asyncdl-pg-") as folder:
+        server = await asyncio.to_thread(EmbeddedServer, Path(folder))
+        await asyncio.to_thread(server.start)
+        uris = {"artifact_store": f"filesystem://{tmp_path / 'artifacts'}"}
+        try:
+            db = await asyncdl.connect(server.url, **uris, job_backoff=0.1, job_lease=1.0)
+            t = db["numbers"]
+            await db.execute(t.insert({"id": 1, "x": 21}))
+            await db.add(Listener("doubled", model=Model("double", doubled), key="x", select=t))
+            await gate.entered.get()
+            frozen = await asyncio.to_thread(server.freeze)
+            try:
+                gate.opened.release()  # now its output is to be written
+                await asyncio.sleep(0.1)
+                async with asyncio.timeout(120):
+                    await db.aclose()
+            finally:
+                for each in frozen:
+                    each.resume()
+            gate.opened.release()
+            async with asyncdl.connect(server.url, **uris, job_backoff=0.1, job_lease=1.0) as db:
+                await db.wait_idle(60)
+                assert await rows_of(db, t.outputs("doubled").select("id", "doubled")) == [(1, 42)]
+        finally:
             gates.remove(gate)
             await asyncio.to_thread(server.stop)
