@@ -36,6 +36,8 @@ from asyncdl.together import end, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
+_PATIENCE = 5.0
+"""Seconds in which a process that ends lets others have its parts of limits; a store that does not answer is not waited for."""
 _PARTS = 16
 """Batches of coroutine calls that a limit is divided among where only batches are counted."""
 
@@ -75,9 +77,11 @@ class LimitedCompute(ComputeBackend):
         await end(self._tasks)
         await self.inner.aclose()
         await end(self._keeping.values())
-        for shares in self._shares.values():
-            with contextlib.suppress(StoreError):  # then others find it dead
-                await shares.give_back()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                for shares in self._shares.values():
+                    with contextlib.suppress(StoreError):  # then others find it dead
+                        await shares.give_back()
         self._shares.clear()
 
     def forget(self, uuid: str) -> None:
