@@ -6,7 +6,7 @@ A commit costs the same for one row as for fifty, and so does the work that foll
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from asyncdl.databackend.requests import WriteRequest, Written
@@ -37,11 +37,17 @@ class GroupedInserts:
     ----------
     write
         Writes one request, with its events, all or nothing.
+    decided
+        Called when it has been decided what becomes of an insert whose caller went away while it was written.
     """
 
-    def __init__(self, write: Callable[[WriteRequest], Awaitable[Result]]) -> None:
+    def __init__(
+        self, write: Callable[[WriteRequest], Awaitable[Result]], decided: Callable[[], None] = lambda: None
+    ) -> None:
         self._write = write
+        self._decided = decided
         self._waiting: dict[str, list[_Waiting]] = {}
+        self._under_way: dict[str, list[_Waiting]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
@@ -61,6 +67,11 @@ class GroupedInserts:
             task.add_done_callback(self._tasks.discard)
         return await waiting.done
 
+    @property
+    def settled(self) -> bool:
+        """Whether no insert is under way whose caller has gone away."""
+        return not any(map(_left, self._under_way.values()))
+
     async def aclose(self) -> None:
         """Wait until what is under way has been written."""
         if self._tasks:
@@ -70,8 +81,13 @@ class GroupedInserts:
         """Write groups until nobody waits."""
         try:
             while group := self._next(table):
+                self._under_way[table] = group
                 await self._write_group(group)
+                del self._under_way[table]
+                if _left(group):
+                    self._decided()
         finally:
+            self._under_way.pop(table, None)
             for each in self._waiting.pop(table, []):  # this task was cancelled: the event loop ends
                 each.done.cancel()
 
@@ -113,6 +129,11 @@ class GroupedInserts:
             _settle(waiting.done, await self._write(waiting.request))
         except Exception as error:
             _settle(waiting.done, error)
+
+
+def _left(group: Sequence[_Waiting]) -> bool:
+    """Return whether a caller has gone away."""
+    return any(each.done.cancelled() for each in group)
 
 
 def _settle(done: asyncio.Future[Result], result: Result | Exception) -> None:

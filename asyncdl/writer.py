@@ -38,7 +38,7 @@ class Writer:
     def __init__(self, stores: Stores, intents: Intents) -> None:
         self.stores = self._stores = stores
         self._intents = intents
-        self._inserts = GroupedInserts(self._write)
+        self._inserts = GroupedInserts(self._write, stores.metadata.wake)
 
     async def write(self, request: Any) -> tuple[Written, list[EventRecord]]:
         """Write; return what was done, and the events: those of small inserts may tell of others' as well."""
@@ -116,7 +116,7 @@ class Writer:
 
     async def settled(self) -> bool:
         """Return whether there is no write of which it is still to be found out what became of it."""
-        return all(alive for _, _, alive in await self._intents.read(_WRITING))
+        return self._inserts.settled and all(alive for _, _, alive in await self._intents.read(_WRITING))
 
     async def recover(self) -> None:
         """Have looked at what processes that died in the middle of a write may have written."""

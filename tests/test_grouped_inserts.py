@@ -13,6 +13,7 @@ from asyncdl import Datalayer, Listener, Model, RowsInserted
 from asyncdl.databackend.requests import WriteRequest
 from asyncdl.errors import ClosedError, DatatypeError, DuplicateKeyError, StoreUnavailableError, UnknownColumnError
 from asyncdl.grouping import GroupedInserts
+from asyncdl.testing.faults import Fault, Faults, faulty
 from tests import models
 from tests.conftest import rows_of
 
@@ -104,3 +105,30 @@ async def test_what_may_have_been_written_is_not_written_again() -> None:
     assert sum(isinstance(each, StoreUnavailableError) for each in results) == max(tried)
     assert sum(tried) == 10
     await inserts.aclose()
+
+
+@pytest.mark.parametrize("fault", ["hung", "reached"])
+async def test_idle_waits_for_inserts_under_way_whose_callers_have_gone(tmp_path: Path, fault: Fault) -> None:
+    uris = {"databackend": f"sqlite:///{tmp_path / 'app.db'}", "artifact_store": f"filesystem://{tmp_path / 'a'}"}
+    async with asyncdl.connect(**uris) as real:
+        await real.execute(real["t"].insert({"id": 0, "x": 0}))
+        faults = Faults()
+        async with asyncdl.connect(
+            faulty(real.databackend, faults), metadata_store=real.metadata, artifact_store=real.artifact_store
+        ) as db:
+            await db.wait_idle(60)
+            faults.arm(3, fault)  # the schema, the transaction's begin, and the write
+            caller = asyncio.create_task(db.execute(db["t"].insert({"id": 1, "x": 1})))
+            await faults.reached.wait()
+            assert faults.calls[-1] == "databackend.write"
+            caller.cancel()
+            await asyncio.wait({caller})
+            if fault == "hung":
+                with pytest.raises(TimeoutError):
+                    await db.wait_idle(0.2)
+            faults.heal()
+            await db.wait_idle(60)
+            rows = await rows_of(db, db["t"])
+            assert rows == ([(0, 0)] if fault == "hung" else [(0, 0), (1, 1)])
+            events = await db.events.read(0, RowsInserted)
+            assert sorted(id for event in events for id in event.ids) == [id for id, _ in rows]

@@ -155,6 +155,7 @@ async def closing(uris: dict[str, str], scenario: Scenario, at: int, fault: Any)
         idle = asyncio.ensure_future(db.wait_idle(PATIENCE))
         await asyncio.wait({idle, reached}, return_when=asyncio.FIRST_COMPLETED)
         calls = faults.calls
+        done.cancel()  # closing waits for what a user's call is writing
         async with asyncio.timeout(PATIENCE):
             await db.aclose()
         faults.heal()
@@ -224,11 +225,14 @@ async def test_every_call_fails_in_turn(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [each for each in SCENARIOS if ALL or each in {"add", "update"}])
+@pytest.mark.parametrize(
+    "name", [each for each in SCENARIOS if each in {"add", "update"} or (ALL and each != "insert")]
+)
 @pytest.mark.parametrize("pair", STORES + MORE_STORES * ALL, ids=" + ".join)
 async def test_whatever_it_waits_for_and_whatever_comes_of_that_it_closes(
     prepared: Callable[[str], Any], pair: tuple[str, str], name: str
 ) -> None:
+    # Not an insert: that goes on when who asked has gone, and closing waits for it.
     await each_in_turn(prepared, name, "stuck", closing)
 
 
