@@ -24,6 +24,8 @@ logger = logging.getLogger("asyncdl")
 CURSOR = "changes"
 _KIND = "following changes"
 _IDS_IN_AN_EVENT = 5000
+_PATIENCE = 5.0
+"""Seconds in which who ends lets the next one know; else that waits for signs of life first."""
 _EVENTS = {"insert": RowsInserted, "update": RowsUpdated, "delete": RowsDeleted}
 
 
@@ -119,8 +121,9 @@ class Follower:
             logger.debug("another process follows the changes")
         except asyncio.CancelledError:
             if told:
-                with contextlib.suppress(StoreError):
-                    await self._move(number, token, [], left=True)
+                with contextlib.suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(_PATIENCE):
+                        await self._move(number, token, [], left=True)
             raise
 
     async def _move(self, number: int, token: str | None, events: Sequence[Change], *, left: bool = False) -> int:
