@@ -17,15 +17,13 @@ from asyncdl.events.types import RecomputeRequested, ReconcileRequested, RowsDel
 from asyncdl.jobs.work import Stores
 from asyncdl.metadata.changes import Change, DeleteIntent, MoveCursor, PutIntent
 from asyncdl.metadata.records import IntentRecord
-from asyncdl.together import raise_if_cancelled
+from asyncdl.together import PATIENCE, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl")
 
 CURSOR = "changes"
 _KIND = "following changes"
 _IDS_IN_AN_EVENT = 5000
-_PATIENCE = 5.0
-"""Seconds in which who ends lets the next one know; else that waits for signs of life first."""
 _EVENTS = {"insert": RowsInserted, "update": RowsUpdated, "delete": RowsDeleted}
 
 
@@ -122,7 +120,7 @@ class Follower:
         except asyncio.CancelledError:
             if told:
                 with contextlib.suppress(StoreError, TimeoutError):
-                    async with asyncio.timeout(_PATIENCE):
+                    async with asyncio.timeout(PATIENCE):
                         await self._move(number, token, [], left=True)
             raise
 

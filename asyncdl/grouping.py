@@ -83,7 +83,6 @@ class GroupedInserts:
             while group := self._next(table):
                 self._under_way[table] = group
                 await self._write_group(group)
-                del self._under_way[table]
                 if _left(group):
                     self._decided()
         finally:

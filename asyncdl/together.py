@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 S = TypeVar("S")
 T = TypeVar("T")
 
+PATIENCE = 5.0
+"""Seconds in which a process that ends lets others know, who would find out later: one need not wait for a store for ever."""
+
 
 async def both(first: Awaitable[S], second: Awaitable[T]) -> tuple[S, T]:
     """Return what two calls give that are made at once; both have ended then, also when one fails."""
@@ -57,8 +60,7 @@ def raise_if_cancelled() -> None:
     A task group raises its tasks' errors rather, and so does what fails while it cleans up. Who goes on after a failure, or
     waits for better times, asks first: else the cancellation would be lost, and who waits for the task's end wait for ever.
     """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if _is_cancelled():
         raise asyncio.CancelledError
 
 
@@ -68,6 +70,10 @@ def is_ours(error: BaseException) -> bool:
     A CancelledError that nobody asked the task for is that code's own: some inner task, or a future, was cancelled.
     """
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
+        return _is_cancelled()
     return isinstance(error, (KeyboardInterrupt, GeneratorExit))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

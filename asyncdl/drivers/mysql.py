@@ -429,11 +429,11 @@ class MySQLDatabase(PooledDatabase):
                 [(found, words)] = await self.fetch(f"SELECT n, words FROM {_COMMITS} WHERE id = 1")  # noqa: S608
             except StoreError:  # one that is away is noticed by those who use it
                 raise_if_cancelled()
-                found = known
-            if found != known:
-                single = known is not None and found == known + 1
-                known = found
-                yield words if single else ""
+            else:
+                if found != known:
+                    single = known is not None and found == known + 1
+                    known = found
+                    yield words if single else ""
             await asyncio.sleep(_POLL)
 
 

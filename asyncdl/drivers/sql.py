@@ -234,15 +234,14 @@ class SQLDatabase(Counted):
         """
         known: int | None = None
         while True:
-            found: int | None
             try:
                 found = await self.version()
             except StoreError:  # one that is away is noticed by those who use it
                 raise_if_cancelled()
-                found = known
-            if found != known:
-                known = found
-                yield ""
+            else:
+                if found != known:
+                    known = found
+                    yield ""
             await asyncio.sleep(_POLL)
 
     async def write(self, *statements: Statement) -> list[Outcome]:

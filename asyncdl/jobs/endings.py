@@ -23,14 +23,12 @@ from asyncdl.jobs.pausing import Pauses
 from asyncdl.jobs.work import Stores, Work
 from asyncdl.metadata.changes import Change, FinishJob
 from asyncdl.metadata.records import JobRecord, JobState
-from asyncdl.together import raise_if_cancelled
+from asyncdl.together import PATIENCE, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
 _CONCLUSIONS = 20
 """Tries to conclude a job; each that fails means that another got through."""
-_PATIENCE = 5.0
-"""Seconds in which a job that is given up is given back: a process that ends does not wait for a store for ever."""
 _LOOK_AGAIN = 0.02, 5.0
 """Seconds after which a job is looked at again that could not be done yet, at least and at most: a quarter of its age."""
 
@@ -155,11 +153,11 @@ class Endings:
     async def give_back(self, job: JobRecord) -> None:
         """Put a job back into the queue, at no cost; a store that does not answer is not waited for, there is the lease."""
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await self.end(job, FinishJob(job.id, self._owner, "pending", self._now(), refund=True))
         except TimeoutError:
             self.unsure = True
-            logger.warning("job %s could not be given back within %.0f s", job.id, _PATIENCE)
+            logger.warning("job %s could not be given back within %.0f s", job.id, PATIENCE)
 
     async def set_aside(self, job: JobRecord) -> None:
         """Put a job aside whose listener was paused, or back into the queue if that has been resumed meanwhile."""

@@ -32,12 +32,10 @@ from asyncdl.jobs.gathering import Gathering, gathers
 from asyncdl.jobs.rates import Rate
 from asyncdl.jobs.shares import Shares
 from asyncdl.metadata.base import MetadataStore
-from asyncdl.together import end, raise_if_cancelled
+from asyncdl.together import PATIENCE, end, raise_if_cancelled
 
 logger = logging.getLogger("asyncdl.jobs")
 
-_PATIENCE = 5.0
-"""Seconds in which a process that ends lets others have its parts of limits; a store that does not answer is not waited for."""
 _PARTS = 16
 """Batches of coroutine calls that a limit is divided among where only batches are counted."""
 
@@ -78,7 +76,7 @@ class LimitedCompute(ComputeBackend):
         await self.inner.aclose()
         await end(self._keeping.values())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 for shares in self._shares.values():
                     with contextlib.suppress(StoreError):  # then others find it dead
                         await shares.give_back()

@@ -27,6 +27,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -48,8 +49,8 @@ from asyncdl.metadata.mongo_commits import (
     Commits,
     Outcome,
     collection,
+    held,
     planned,
-    succeeded,
     together,
     with_log,
 )
@@ -261,7 +262,7 @@ class _Attempt:
             now = await self._commits.settled()
             return _Accepted(with_log(outcomes, now), {}) if now["commit"] == before["commit"] else None
         number = before["commit"] + 1
-        topics = before["topics"] | dict.fromkeys(topics_of(succeeded(self._group, outcomes)), number)
+        topics = before["topics"] | dict.fromkeys(topics_of(chain.from_iterable(held(self._group, outcomes))), number)
         log = {"commit": number, "seq": plan.seq, "topics": topics}
         effects, parts = await self._laid_out(plan.effects(), number)
         if not _too_late(begun):

@@ -184,10 +184,10 @@ def with_log(outcomes: Iterable[list[EventRecord] | Exception], log: Document) -
     return [each if isinstance(each, Exception) else Committed(each, log) for each in outcomes]
 
 
-def succeeded(group: Sequence[Changes], outcomes: Sequence[Any]) -> list[Change]:
-    """Return the changes of those in a group whose conditions hold."""
+def held(group: Sequence[Changes], outcomes: Sequence[Any]) -> list[Changes]:
+    """Return those of a group whose conditions hold."""
     pairs = zip(group, outcomes, strict=True)
-    return [change for changes, outcome in pairs if not isinstance(outcome, Exception) for change in changes]
+    return [changes for changes, outcome in pairs if not isinstance(outcome, Exception)]
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, None]]) -> None:
@@ -244,8 +244,8 @@ class TransactionCommits(Commits):
                 return await self._database.transact(attempt)
             except _RefusedError as refused:
                 outcomes = refused.outcomes
-        held = [changes for changes, outcome in zip(group, outcomes, strict=True) if not isinstance(outcome, Exception)]
-        again = iter(await self._make(held) if held else ())
+        rest = held(group, outcomes)
+        again = iter(await self._make(rest) if rest else ())
         return [outcome if isinstance(outcome, Exception) else next(again) for outcome in outcomes]
 
     async def join(self, unit: MongoUnit, changes: Changes) -> Committed:

@@ -35,6 +35,7 @@ it is given up, in the place of a CancelledError, and so does every other from t
 What is raised is a `StoreUnavailableError`, by compute a `ComputeUnavailableError`, or a `WorkerLostError` where a batch was run.
 """
 FAULTS: tuple[Fault, ...] = get_args(Fault)
+_NOT_MADE = frozenset[Fault | None]({"refused", "outage", "hung", "stuck"})
 
 _ROLES: tuple[tuple[type[ABC], str], ...] = (
     (ArtifactStore, "artifact_store"),
@@ -109,7 +110,7 @@ class Faults:
             except asyncio.CancelledError:
                 self._given_up = True
                 raise _unavailable(name, "was given up") from None
-        if fault in {"refused", "outage", "hung", "stuck"}:
+        if fault in _NOT_MADE:
             raise _unavailable(name, "was not made")
 
 
@@ -214,7 +215,7 @@ class _FaultyFuture(ComputeFuture):
         self._faults = faults
         self._fault = faults.next(called)
         self._called = called
-        self._inner = None if self._fault in {"refused", "outage", "hung", "stuck"} else submit()
+        self._inner = None if self._fault in _NOT_MADE else submit()
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self._result().__await__()

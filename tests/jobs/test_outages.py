@@ -93,7 +93,7 @@ async def test_outages_cost_a_job_no_attempt(tmp_path: Path) -> None:
 async def test_a_server_that_answers_nothing_does_not_keep_a_datalayer_from_closing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endings, "_PATIENCE", 0.5)
+    monkeypatch.setattr(endings, "PATIENCE", 0.5)
     monkeypatch.setattr(postgresql, "CONNECT_TIMEOUT", 3.0)  # else it takes half a minute
     gate = Gate()
     gates.append(gate)
